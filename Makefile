@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The one entry to everything. `make help` lists the targets.
+#
+# Variables: JOBS=N (parallel compiles), PREFIX= and DESTDIR= (install), SUITE= (bench),
+# QEMU_TARBALL= (a QEMU 10.0 source tarball instead of Debian's), FUZZ_SECONDS= (fuzz),
+# TESTS= (arguments for pytest in test-e2e and test-house), FORCE=1 (qemu-tree).
+
+PREFIX ?= /usr/local
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 600
+SUITE ?=
+TESTS ?=
+PYTHON := /usr/bin/python3
+PYTEST := $(PYTHON) -B -m pytest -o cache_dir=$(CURDIR)/build/pytest
+export JOBS FUZZ_SECONDS
+
+# Parts depend on each other through build/; each part is parallel inside.
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := all
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} \
+	    /^[a-z][a-z0-9-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+## Build
+
+.PHONY: all deps lib memserver qemu-tree qemu-refresh qemu qemu-stock
+all: lib memserver qemu ## library, memory server and QEMU (the default)
+
+deps: ## install the Debian packages that are missing (root or sudo)
+	@scripts/deps.sh
+
+lib: deps ## libkintsugi, and build/cmake/kintsugi.pc for QEMU's meson
+	@scripts/cmake-build.sh cmake kintsugi
+	@scripts/kintsugi-pc.sh build/cmake
+
+memserver: deps ## the memory server and everything else of CMake's
+	@scripts/cmake-build.sh cmake
+
+qemu-tree: deps ## make or update build/qemu: upstream, our series, our overlay
+	@scripts/source_tree.py tree $(if $(FORCE),--force)
+
+qemu-refresh: deps ## write what was edited in build/qemu back to qemu/
+	@scripts/source_tree.py refresh
+
+qemu: lib qemu-tree ## build/qemu-build/qemu-system-x86_64
+	@scripts/qemu-build.sh
+
+qemu-stock: lib ## the same QEMU without our changes, as rival for the benchmarks
+	@scripts/source_tree.py stock
+	@scripts/qemu-build.sh stock
+
+## Test
+
+.PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-e2e test
+check: deps ## unit tests: no root, no network, under two minutes
+	@scripts/check.sh cmake
+
+check-asan: deps ## unit tests under ASan and UBSan
+	@scripts/check.sh asan
+
+check-tsan: deps ## unit tests under TSan
+	@scripts/check.sh tsan
+
+fuzz-smoke: deps ## a bounded run of the fuzz targets
+	@scripts/fuzz.sh smoke
+
+fuzz: deps ## a longer run: FUZZ_SECONDS=600 for each target
+	@scripts/fuzz.sh long
+
+test-house: deps ## tests of the build machinery itself
+	@mkdir -p build/results
+	@$(PYTEST) -q tests/house --junitxml=build/results/test-house.xml $(TESTS)
+
+test-e2e: all ## end-to-end tests with real guests; TESTS="-k name" picks
+	@mkdir -p build/results
+	@$(PYTEST) -v tests/e2e --junitxml=build/results/test-e2e.xml $(TESTS)
+
+test: deps ## everything; the last line is "N passed, N failed, N skipped"
+	@scripts/test-all
+
+## Demo and benchmarks
+
+.PHONY: demo bench bench-check
+demo: all ## split a running VM over three hosts, live, and check every byte
+	@scripts/demo
+
+bench: all qemu-stock ## all benchmarks, or SUITE=paging|migration|placement
+	@scripts/bench $(if $(SUITE),--suite $(SUITE))
+
+bench-check: ## name each figure of build/bench/results.json that misses its goal
+	@scripts/bench-check
+
+## Style
+
+.PHONY: lint format tidy
+lint: lib qemu-tree ## clang-format, clang-tidy, QEMU's checkpatch, shellcheck
+	@scripts/lint.py
+
+format: deps ## lay out the C++ with clang-format
+	@scripts/lint.py --format
+
+tidy: ## what no other linter sees: long lines, orphan files, dead links
+	@scripts/tidy.py
+
+## Install and clean
+
+.PHONY: install clean distclean
+install: memserver ## memory server, man page and systemd unit: PREFIX=, DESTDIR=
+	@DESTDIR="$(DESTDIR)" cmake --install build/cmake --prefix "$(PREFIX)"
+
+clean: ## remove what was built, keep build/qemu
+	@if [ -d build ]; then \
+	    find build -mindepth 1 -maxdepth 1 ! -name qemu ! -name ".*.lock" -exec rm -rf {} +; fi
+
+distclean: ## remove build/; refuses while build/qemu has edits of yours, unless FORCE=1
+	@if [ -d build/qemu/.git ] && [ -z "$(FORCE)" ]; then \
+	    scripts/source_tree.py status || { \
+	    echo "[distclean] build/qemu has edits: make qemu-refresh, or FORCE=1" >&2; exit 1; }; fi
+	@rm -rf build

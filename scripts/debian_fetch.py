@@ -1,0 +1,312 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fetches from Debian what the build needs beyond the machine's own release.
+
+    debian_fetch.py qemu-tarball    prints the path of a QEMU 10.0.x source tarball
+    debian_fetch.py meson DIR       unpacks a meson that QEMU accepts under DIR
+
+Nothing is written under /etc and no host is named here: the mirror and its key are those that
+the machine's own sources.list names for its Debian release, put into a private apt configuration
+together with the suite that is wanted. Works without root.
+
+Downloads are kept in ${XDG_CACHE_HOME:-~/.cache}/kintsugi under names that hold the SHA-256 of
+their content, so a file is used only when it is whole.
+"""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+QEMU_SUITE = "trixie"
+QEMU_TARBALL_RE = re.compile(r"qemu_(10\.0(?:\.\d+)*)(?:\+[a-z0-9.]+)?\.orig\.tar\.xz$")
+MESON_AT_LEAST = (1, 5)
+ATTEMPTS_MAX = 3
+
+# Suites other than the codename that stand for a whole Debian release.
+SUITE_ALIASES = {"stable", "oldstable", "oldoldstable", "testing"}
+
+
+class FetchError(Exception):
+    """Something a user can mend; the message says how."""
+
+
+def say(text):
+    print(f"[fetch] {text}", file=sys.stderr, flush=True)
+
+
+def cache_dir():
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = pathlib.Path(base) / "kintsugi"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- The machine's own mirror settings -------------------------------------------------------
+
+
+def parse_deb822(text):
+    """Yields (types, uris, suites, components, options) for each stanza of a .sources file."""
+    for stanza in re.split(r"\n[ \t]*\n", text):
+        fields, name = {}, None
+        for line in stanza.splitlines():
+            if line.startswith("#") or not line.strip():
+                continue
+            if line[0] in " \t":
+                if name:
+                    fields[name] += "\n" + line
+                continue
+            name, _, value = line.partition(":")
+            name = name.strip().lower()
+            fields[name] = value.strip()
+        if not fields.get("uris") or fields.get("enabled", "yes").lower() in ("no", "false"):
+            continue
+        options = {key: value for key, value in fields.items()
+                   if key not in ("types", "uris", "suites", "components")}
+        yield (fields.get("types", "").split(), fields["uris"].split(),
+               fields.get("suites", "").split(), fields.get("components", "").split(), options)
+
+
+def parse_one_line(text):
+    """The same for a sources.list file."""
+    pattern = re.compile(r"\s*(deb|deb-src)\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)\s*(.*)$")
+    for line in text.splitlines():
+        match = pattern.match(line.split("#", 1)[0])
+        if not match:
+            continue
+        kind, raw, uri, suite, components = match.groups()
+        options = {}
+        for item in (raw or "").split():
+            key, _, value = item.partition("=")
+            options[key.lower()] = value.replace(",", " ")
+        yield [kind], [uri], [suite], components.split(), options
+
+
+def apt_sources(etc):
+    """All entries of sources.list and sources.list.d below `etc`."""
+    files = [etc / "sources.list"]
+    files += sorted((etc / "sources.list.d").glob("*.list"))
+    files += sorted((etc / "sources.list.d").glob("*.sources"))
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        yield from (parse_deb822 if path.suffix == ".sources" else parse_one_line)(text)
+
+
+def origins():
+    """{uri: origin} as apt knows it from the Release files it has; may be empty."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE) $(ORIGIN)"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    known = {}
+    for line in done.stdout.splitlines():
+        uri, _, origin = line.partition(" ")
+        if origin and not origin.startswith("$("):
+            known[uri.rstrip("/")] = origin
+    return known
+
+
+def os_release(path="/etc/os-release"):
+    values = {}
+    for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("=")
+        values[key] = value.strip().strip('"')
+    return values
+
+
+def main_archive(etc, codename, known_origins):
+    """(uri, options) of the main Debian archive: not security, not updates, not third parties."""
+    best = None
+    for types, uris, suites, components, options in apt_sources(etc):
+        if "main" not in components or not {"deb", "deb-src"} & set(types):
+            continue
+        if not {codename} & set(suites) and not SUITE_ALIASES & set(suites):
+            continue
+        for uri in uris:
+            origin = known_origins.get(uri.rstrip("/"))
+            if origin not in (None, "Debian"):
+                continue
+            score = (origin == "Debian") + 2 * ("debian-archive" in options.get("signed-by", ""))
+            if best is None or score > best[0]:
+                best = (score, uri, options)
+    if best is None:
+        raise FetchError(
+            f"no entry for Debian {codename} main in {etc}/sources.list or sources.list.d; "
+            "add one, or set QEMU_TARBALL= to a QEMU 10.0 source tarball")
+    return best[1], best[2]
+
+
+# --- A private apt ---------------------------------------------------------------------------
+
+
+class PrivateApt:
+    """apt-get with one source of its own and all state under `root`."""
+
+    def __init__(self, root, kind, suite):
+        self.root = root
+        etc = pathlib.Path(os.environ.get("KINTSUGI_APT_ETC", "/etc/apt"))
+        codename = os_release().get("VERSION_CODENAME", "")
+        uri, options = main_archive(etc, codename, origins())
+        say(f"using {uri} (from this machine's apt settings), suite {suite}")
+        for name in ("lists/partial", "cache/archives/partial", "parts", "empty"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        lines = [f"Types: {kind}", f"URIs: {uri}", f"Suites: {suite}", "Components: main"]
+        for key in ("signed-by", "trusted", "check-valid-until"):
+            if options.get(key):
+                lines.append(f"{key.title()}: {options[key]}")
+        (root / "parts" / "kintsugi.sources").write_text("\n".join(lines) + "\n",
+                                                         encoding="utf-8")
+        settings = {
+            "Dir::Etc::sourcelist": root / "empty" / "none",
+            "Dir::Etc::sourceparts": root / "parts",
+            "Dir::Etc::preferences": root / "empty" / "none",
+            "Dir::Etc::preferencesparts": root / "empty",
+            "Dir::State::lists": root / "lists",
+            "Dir::Cache": root / "cache",
+            "Dir::Cache::archives": root / "cache" / "archives",
+            "APT::Sandbox::User": "root",
+            "APT::Update::Post-Invoke::": "true",
+            "Acquire::Retries": "3",
+            "Acquire::Languages": "none",
+        }
+        self.command = ["apt-get", "-q"]
+        for key, value in settings.items():
+            self.command += ["-o", f"{key}={value}"]
+
+    def run(self, *args):
+        """Runs apt-get in self.root, several times if it must."""
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            done = subprocess.run(self.command + list(args), cwd=self.root, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            if done.returncode == 0:
+                return
+            if attempt < ATTEMPTS_MAX:
+                say(f"apt-get {args[0]} failed (attempt {attempt} of {ATTEMPTS_MAX}), again")
+                time.sleep(5)
+        sys.stderr.write(done.stdout)
+        raise FetchError(f"apt-get {' '.join(args)} failed; its output is above")
+
+
+# --- What is fetched -------------------------------------------------------------------------
+
+
+def version_key(version):
+    return [int(part) for part in version.split(".")]
+
+
+def cached_tarball(cache):
+    """The newest whole QEMU tarball in the cache, or None; broken ones are removed."""
+    found = []
+    for path in cache.glob("qemu-*.tar.xz"):
+        match = re.fullmatch(r"qemu-(10\.0(?:\.\d+)*)-([0-9a-f]{64})\.tar\.xz", path.name)
+        if match:
+            found.append((version_key(match[1]), path, match[2]))
+    for _, path, digest in sorted(found, reverse=True):
+        if sha256(path) == digest:
+            return path
+        say(f"{path} is not what its name says: removing it")
+        path.unlink(missing_ok=True)
+    return None
+
+
+def qemu_tarball():
+    given = os.environ.get("QEMU_TARBALL")
+    if given:
+        path = pathlib.Path(given).resolve()
+        if not path.is_file():
+            raise FetchError(f"QEMU_TARBALL={given}: no such file")
+        return path
+    cache = cache_dir()
+    path = cached_tarball(cache)
+    if path:
+        return path
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temp:
+        apt = PrivateApt(pathlib.Path(temp), "deb-src", QEMU_SUITE)
+        say("reading the archive's index")
+        apt.run("update")
+        say("downloading the QEMU source (about 40 MB)")
+        apt.run("source", "--download-only", "--tar-only", "qemu")
+        for got in sorted(apt.root.glob("qemu_*.orig.tar.xz")):
+            match = QEMU_TARBALL_RE.search(got.name)
+            if match:
+                final = cache / f"qemu-{match[1]}-{sha256(got)}.tar.xz"
+                os.replace(got, final)
+                return final
+        raise FetchError(f"suite {QEMU_SUITE} has no QEMU 10.0.x; set QEMU_TARBALL= to one")
+
+
+def unpacked_meson_ok(target):
+    return bool(list(target.glob("usr/lib/python3/dist-packages/mesonbuild/mesonmain.py")))
+
+
+def fetch_meson(target):
+    target = pathlib.Path(target).resolve()
+    if unpacked_meson_ok(target):
+        return target
+    cache = cache_dir()
+    codename = os_release().get("VERSION_CODENAME", "")
+    deb = None
+    for path in cache.glob(f"meson-{codename}-*.deb"):
+        if sha256(path) == path.stem.rsplit("-", 1)[1]:
+            deb = path
+        else:
+            path.unlink(missing_ok=True)
+    if deb is None:
+        suite = f"{codename}-backports"
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temp:
+            apt = PrivateApt(pathlib.Path(temp), "deb", suite)
+            say(f"downloading meson from {suite} (1 MB and an index)")
+            apt.run("update")
+            apt.run("download", "meson")
+            for got in apt.root.glob("meson_*.deb"):
+                match = re.match(r"meson_(\d+)\.(\d+)", got.name)
+                if match and (int(match[1]), int(match[2])) >= MESON_AT_LEAST:
+                    deb = cache / f"meson-{codename}-{sha256(got)}.deb"
+                    os.replace(got, deb)
+        if deb is None:
+            raise FetchError(f"suite {suite} has no meson >= 1.5")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = tempfile.mkdtemp(prefix="meson-", dir=target.parent)
+    subprocess.run(["dpkg", "-x", str(deb), temp], check=True)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temp, target)
+    os.chmod(target, 0o755)
+    return target
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("qemu-tarball", help="print the path of a QEMU 10.0.x source tarball")
+    meson = commands.add_parser("meson", help="unpack a meson that QEMU accepts")
+    meson.add_argument("dir")
+    args = parser.parse_args()
+    try:
+        if args.command == "qemu-tarball":
+            print(qemu_tarball())
+        else:
+            print(fetch_meson(args.dir))
+    except FetchError as error:
+        print(f"[fetch] error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the linters: clang-format, clang-tidy, QEMU's checkpatch, shellcheck, Python's compiler.
+
+    lint.py             all of them; one result each goes to build/results/lint.txt
+    lint.py --format    lay out the C++ instead
+
+clang-tidy is slow, so a source that passed is remembered in ${XDG_CACHE_HOME:-~/.cache}/kintsugi
+by the hash of everything that can change the outcome.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TREE = ROOT / "build" / "qemu"
+COMPILE_COMMANDS = ROOT / "build" / "cmake" / "compile_commands.json"
+CXX_DIRECTORIES = ("lib", "memserver", "tools", "tests/unit", "tests/fuzz", "tests/bench")
+CXX_SUFFIXES = (".cc", ".h")
+JOBS = int(os.environ.get("JOBS") or os.cpu_count() or 1)
+
+
+def files(*suffixes, under):
+    found = []
+    for directory in under:
+        for path in sorted((ROOT / directory).rglob("*")):
+            if path.suffix in suffixes and path.is_file():
+                found.append(path)
+    return found
+
+
+def run(command, cwd=ROOT):
+    done = subprocess.run([str(item) for item in command], cwd=cwd, text=True, errors="replace",
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.returncode, done.stdout
+
+
+def cxx_files():
+    # kintsugi.h is read by QEMU's C as well, but it is laid out as the rest of lib/.
+    return files(*CXX_SUFFIXES, under=CXX_DIRECTORIES)
+
+
+def clang_format():
+    return run(["clang-format", "--dry-run", "-Werror", *cxx_files()])
+
+
+# --- clang-tidy ------------------------------------------------------------------------------
+
+
+def tidy_key(entry, common):
+    digest = hashlib.sha256(common)
+    digest.update(pathlib.Path(entry["file"]).read_bytes())
+    return digest.hexdigest()
+
+
+def tidy_one(entry, marker):
+    # Debian's headers bring in warnings of their own; only what .clang-tidy names counts.
+    code, output = run(["clang-tidy", "--quiet", "-p", COMPILE_COMMANDS.parent, entry["file"]])
+    if code == 0:
+        marker.touch()
+    return code, output
+
+
+def clang_tidy():
+    if not COMPILE_COMMANDS.exists():
+        return 1, f"{COMPILE_COMMANDS} does not exist: make lib\n"
+    wanted = {str(path) for path in files(".cc", under=("lib", "memserver", "tools"))}
+    entries = [entry for entry in json.loads(COMPILE_COMMANDS.read_text(encoding="utf-8"))
+               if entry["file"] in wanted]
+    common = hashlib.sha256()
+    common.update((ROOT / ".clang-tidy").read_bytes())
+    common.update(run(["clang-tidy", "--version"])[1].encode())
+    for path in files(".h", under=("lib", "memserver", "tools")):
+        common.update(path.read_bytes())
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    passed = pathlib.Path(base) / "kintsugi" / "clang-tidy"
+    passed.mkdir(parents=True, exist_ok=True)
+    todo = []
+    for entry in entries:
+        marker = passed / tidy_key(entry, common.digest())
+        if not marker.exists():
+            todo.append((entry, marker))
+    status, text, start = 0, "", time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        waiting = [pool.submit(tidy_one, *item) for item in todo]
+        for number, future in enumerate(concurrent.futures.as_completed(waiting), 1):
+            code, output = future.result()
+            print(f"[lint] clang-tidy {number} of {len(todo)}, "
+                  f"{time.monotonic() - start:.0f} s", flush=True)
+            if code:
+                status = 1
+                text += output
+    return status, text
+
+
+# --- The rest --------------------------------------------------------------------------------
+
+
+def checkpatch_overlay():
+    overlay = ROOT / "qemu" / "overlay"
+    sources = [path for path in files(".c", ".h", ".inc", under=("qemu/overlay",))]
+    if not sources:
+        return None, f"no C under {overlay.relative_to(ROOT)}"
+    return run(["perl", "scripts/checkpatch.pl", "--terse", "--no-signoff", "--no-summary", "-f",
+                *sources], cwd=TREE)
+
+
+def checkpatch_patches():
+    patches = sorted((ROOT / "qemu" / "patches").glob("*.patch"))
+    if not patches:
+        return None, "no patches"
+    return run(["perl", "scripts/checkpatch.pl", "--terse", "--no-signoff", "--no-summary",
+                "--patch", *patches], cwd=TREE)
+
+
+def shell_scripts():
+    found = []
+    for directory in ("scripts", ".ci", "tests"):
+        for path in sorted((ROOT / directory).rglob("*")):
+            if not path.is_file() or path.stat().st_size > 1 << 20:
+                continue
+            with open(path, "rb") as file:
+                first = file.readline(80)
+            if path.suffix == ".sh" or first.startswith((b"#!/bin/sh", b"#!/bin/bash")):
+                found.append(path)
+    return found
+
+
+def shellcheck():
+    if not shutil.which("shellcheck"):
+        return None, "shellcheck is not installed"
+    return run(["shellcheck", "--severity=warning", "-x", *shell_scripts()])
+
+
+def python_compiles():
+    status, text = 0, ""
+    for path in files(".py", under=("scripts", "tests")):
+        try:
+            compile(path.read_bytes(), str(path), "exec")
+        except SyntaxError as error:
+            status = 1
+            text += f"{path}:{error.lineno}: {error.msg}\n"
+    return status, text
+
+
+CHECKS = [("clang-format", clang_format), ("clang-tidy", clang_tidy),
+          ("checkpatch: overlay", checkpatch_overlay), ("checkpatch: patches", checkpatch_patches),
+          ("shellcheck", shellcheck), ("python", python_compiles)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--format", action="store_true", help="lay out the C++")
+    if parser.parse_args().format:
+        code, output = run(["clang-format", "-i", *cxx_files()])
+        sys.stdout.write(output)
+        return code
+    results = ROOT / "build" / "results" / "lint.txt"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with open(results, "w", encoding="utf-8") as out:
+        for name, check in CHECKS:
+            code, output = check()
+            if code is None:
+                out.write(f"skip {name}: {output}\n")
+                print(f"[lint] {name}: skipped, {output}")
+            elif code:
+                failed += 1
+                out.write(f"fail {name}\n")
+                print(output.rstrip())
+                print(f"[lint] {name}: failed", flush=True)
+            else:
+                out.write(f"pass {name}\n")
+                print(f"[lint] {name}: passed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

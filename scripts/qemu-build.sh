@@ -1,0 +1,85 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Configures and builds QEMU from the tree that source_tree.py keeps.
+#
+#   qemu-build.sh          build/qemu       -> build/qemu-build/qemu-system-x86_64
+#   qemu-build.sh stock    build/qemu-stock -> build/qemu-stock-build/qemu-system-x86_64
+#
+# Both are configured alike, so that they can be compared. Needs `make lib` first.
+set -eu
+
+# Options of QEMU's configure. Everything is off but what is named.
+QEMU_CONFIGURE="
+    --target-list=x86_64-softmmu
+    --without-default-features
+    --enable-system
+    --enable-tcg
+    --enable-kvm
+    --disable-install-blobs
+    --disable-download
+    --disable-docs
+    --disable-werror
+"
+# What ninja builds.
+QEMU_TARGETS="qemu-system-x86_64"
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+case "${1:-}" in
+"") name=qemu source=$root/build/qemu ;;
+stock) name=qemu-stock source=$root/build/qemu-stock ;;
+*) echo "usage: qemu-build.sh [stock]" >&2; exit 2 ;;
+esac
+build=$root/build/$name-build
+log=build/logs
+jobs=${JOBS:-$(nproc)}
+
+. "$root/scripts/ccache-env.sh"
+
+# One build of a kind at a time.
+mkdir -p build/logs
+exec 9> "build/.$name.lock"
+flock -n 9 || { echo "[$name] waiting for another build to end"; flock 9; }
+export PKG_CONFIG_PATH="$root/build/cmake${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
+# Another Python may come first in PATH; QEMU's configure and ninja rules must not meet it.
+export PATH="/usr/bin:$PATH"
+unset PYTHONHOME VIRTUAL_ENV
+
+# QEMU needs meson >= 1.5. Debian 12 has it in backports only: unpack that package, as both
+# configure and later ninja (which may configure again) import it.
+meson_ok() {
+    /usr/bin/python3 - <<END
+import importlib.metadata, sys
+try:
+    version = importlib.metadata.version("meson").split(".")
+except importlib.metadata.PackageNotFoundError:
+    sys.exit(1)
+sys.exit(not (int(version[0]), int(version[1])) >= (1, 5))
+END
+}
+if ! meson_ok; then
+    meson=$root/build/meson
+    "$root/scripts/debian_fetch.py" meson "$meson" > /dev/null
+    export PYTHONPATH="$meson/usr/lib/python3/dist-packages"
+    export PATH="$meson/usr/bin:$PATH"
+    meson_ok || { echo "[$name] error: the meson in $meson cannot be imported" >&2; exit 1; }
+fi
+
+# Configured once for a set of options and of the files that configure reads.
+# shellcheck disable=SC2086
+key=$({ echo $QEMU_CONFIGURE "$root"; cat "$source/configure" "$source/pythondeps.toml"; } |
+    sha256sum | cut -d' ' -f1)
+if [ "$(cat "$build/.configured" 2>/dev/null)" != "$key" ]; then
+    rm -rf "$build"
+    mkdir -p "$build"
+    # shellcheck disable=SC2086
+    (cd "$build" && "$root/scripts/step.py" "$name" "$root/$log/$name-configure.log" \
+        "configuring" -- "$source/configure" --cc="ccache gcc" --cxx="ccache g++" \
+        --python=/usr/bin/python3 $QEMU_CONFIGURE)
+    echo "$key" > "$build/.configured"
+fi
+
+# shellcheck disable=SC2086
+exec "$root/scripts/step.py" "$name" "$log/$name-build.log" \
+    "building, the first time takes about 4 minutes" -- \
+    ninja -j "$jobs" -C "$build" $QEMU_TARGETS
