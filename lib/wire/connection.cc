@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "wire/connection.h"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <system_error>
+
+namespace kintsugi::wire {
+namespace {
+
+std::string errno_text(int code) { return std::generic_category().message(code); }
+
+Result<void> wait_for(int fd, short events, std::chrono::milliseconds timeout,
+                      const Canceller* canceller, const std::string& name, const char* doing) {
+  std::array<pollfd, 2> fds{pollfd{fd, events, 0},
+                            pollfd{canceller ? canceller->fd() : -1, POLLIN, 0}};
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  for (;;) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+        deadline - std::chrono::steady_clock::now());
+    const int n =
+        poll(fds.data(), fds.size(), left.count() > 0 ? static_cast<int>(left.count()) : 0);
+    if (n < 0 && errno != EINTR) {
+      return make_error(errno, "poll: {}", errno_text(errno));
+    }
+    if (n > 0 && (fds[1].revents & POLLIN) != 0) {
+      return make_error(ECANCELED, "cancelled while {} memory server {}", doing, name);
+    }
+    if (n > 0 && fds[0].revents != 0) return {};
+    if (n == 0) {
+      return make_error(ETIMEDOUT,
+                        "memory server {} did not answer for {} ms while {} it: is it running "
+                        "and is the network to it open?",
+                        name, timeout.count(), doing);
+    }
+  }
+}
+
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+};
+
+Result<Address> resolve(const Uri& uri) {
+  Address address;
+  if (uri.kind == Uri::Kind::kUnix) {
+    auto* un = reinterpret_cast<sockaddr_un*>(&address.storage);
+    un->sun_family = AF_UNIX;
+    std::memcpy(un->sun_path, uri.path.c_str(), uri.path.size() + 1);
+    address.length = sizeof(*un);
+    return address;
+  }
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* list = nullptr;
+  const int rc = getaddrinfo(uri.host.c_str(), uri.port.c_str(), &hints, &list);
+  if (rc != 0) {
+    return make_error(EHOSTUNREACH, "memory server {}: cannot look up '{}': {}", uri.text(),
+                      uri.host, gai_strerror(rc));
+  }
+  std::memcpy(&address.storage, list->ai_addr, list->ai_addrlen);
+  address.length = list->ai_addrlen;
+  freeaddrinfo(list);
+  return address;
+}
+
+void advance(std::span<iovec>& iov, std::size_t bytes) {
+  while (!iov.empty()) {
+    if (bytes < iov.front().iov_len) {
+      iov.front().iov_base = static_cast<char*>(iov.front().iov_base) + bytes;
+      iov.front().iov_len -= bytes;
+      return;
+    }
+    bytes -= iov.front().iov_len;
+    iov = iov.subspan(1);
+  }
+}
+
+}  // namespace
+
+Canceller::Canceller() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
+Canceller::~Canceller() {
+  if (fd_ >= 0) close(fd_);
+}
+
+void Canceller::cancel() {
+  cancelled_.store(true, std::memory_order_release);
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = write(fd_, &one, sizeof(one));
+}
+
+Connection::Connection(int fd, std::string name, const ConnectOptions& options)
+    : fd_(fd), name_(std::move(name)), options_(options) {}
+
+Connection::~Connection() { close(fd_); }
+
+Result<std::unique_ptr<Connection>> Connection::connect(const Uri& uri,
+                                                        const ConnectOptions& options) {
+  if (options.canceller && options.canceller->cancelled()) {
+    return make_error(ECANCELED, "cancelled before connecting to memory server {}", uri.text());
+  }
+  const Result<Address> address = resolve(uri);
+  if (!address) return address.error();
+  const int fd = socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return make_error(errno, "socket: {}", errno_text(errno));
+  std::unique_ptr<Connection> connection(new Connection(fd, uri.text(), options));
+  const auto failed = [&](int code) {
+    return make_error(code, "cannot connect to memory server {}: {}; is it running there?",
+                      uri.text(), errno_text(code));
+  };
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address->storage), address->length) < 0) {
+    if (errno != EINPROGRESS) return failed(errno);
+    const Result<void> waited = wait_for(fd, POLLOUT, options.connect_timeout, options.canceller,
+                                         connection->name_, "connecting to");
+    if (!waited) return waited.error();
+    int code = 0;
+    socklen_t length = sizeof(code);
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &length);
+    if (code != 0) return failed(code);
+  }
+  if (uri.kind == Uri::Kind::kTcp) {
+    const int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+  }
+  const Result<void> greeted = connection->hello();
+  if (!greeted) return greeted.error();
+  return connection;
+}
+
+Result<void> Connection::hello() {
+  const HelloRequest hello;
+  FrameHeader header;
+  header.op = static_cast<std::uint16_t>(Op::kHello);
+  header.length = sizeof(hello);
+  header.seq = next_seq_++;
+  iovec payload{const_cast<HelloRequest*>(&hello), sizeof(hello)};
+  if (Result<void> sent = send_frame(header, {&payload, 1}); !sent) return sent;
+  Result<FrameHeader> reply = receive_header();
+  if (!reply) return reply.error();
+  if (reply->op != header.op || reply->seq != header.seq) {
+    return make_error(EPROTO, "memory server {} answered out of turn", name_);
+  }
+  if (Result<void> got = receive(&server_, sizeof(server_)); !got) return got;
+  if (reply->status == static_cast<std::uint32_t>(Status::kVersion)) {
+    return make_error(EPROTONOSUPPORT,
+                      "memory server {} speaks page protocol versions {} to {}, this host speaks "
+                      "{}: install matching releases on both sides",
+                      name_, server_.min_version, server_.version, kVersion);
+  }
+  if (reply->status != 0) return refusal(static_cast<Status>(reply->status), "greet us");
+  if (server_.version != kVersion) {
+    return make_error(EPROTONOSUPPORT,
+                      "memory server {} chose page protocol version {}, which was not offered",
+                      name_, server_.version);
+  }
+  return {};
+}
+
+Error Connection::refusal(Status status, const char* what) const {
+  return make_error(status_errno(status), "memory server {} refused to {}: {}", name_, what,
+                    status_text(status));
+}
+
+Result<void> Connection::wait(short events, const char* doing) {
+  return wait_for(fd_, events, options_.io_timeout, options_.canceller, name_, doing);
+}
+
+bool Connection::readable() const {
+  pollfd p{fd_, POLLIN, 0};
+  return poll(&p, 1, 0) > 0;
+}
+
+FrameHeader Connection::request(Op op, std::uint64_t seq) const {
+  FrameHeader header;
+  header.op = static_cast<std::uint16_t>(op);
+  header.seq = seq;
+  header.epoch = epoch_.value;
+  return header;
+}
+
+Result<void> Connection::send_frame(const FrameHeader& header, std::span<iovec> payload) {
+  constexpr std::size_t kMaxPieces = 64;
+  FrameHeader copy = header;
+  std::array<iovec, kMaxPieces + 1> frame;
+  frame[0] = {&copy, sizeof(copy)};
+  const std::size_t first = std::min(payload.size(), kMaxPieces);
+  std::copy_n(payload.begin(), first, frame.begin() + 1);
+  if (Result<void> sent = send_iovecs({frame.data(), first + 1}); !sent) return sent;
+  return send_iovecs(payload.subspan(first));
+}
+
+Result<void> Connection::send_iovecs(std::span<iovec> frames) {
+  constexpr std::size_t kMaxIov = 1024;  // the kernel's UIO_MAXIOV
+  while (!frames.empty()) {
+    msghdr message{};
+    message.msg_iov = frames.data();
+    message.msg_iovlen = std::min(frames.size(), kMaxIov);
+    const ssize_t sent = sendmsg(fd_, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0) {
+      advance(frames, static_cast<std::size_t>(sent));
+      continue;
+    }
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) {
+      return make_error(errno, "memory server {} is gone: {}", name_, errno_text(errno));
+    }
+    if (Result<void> waited = wait(POLLOUT, "sending to"); !waited) return waited;
+  }
+  return {};
+}
+
+Result<void> Connection::receive(void* data, std::size_t bytes) {
+  auto* at = static_cast<char*>(data);
+  while (bytes > 0) {
+    const ssize_t got = recv(fd_, at, bytes, MSG_DONTWAIT);
+    if (got == 0) {
+      return make_error(ECONNRESET, "memory server {} closed the connection", name_);
+    }
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      if (errno != EAGAIN) {
+        return make_error(errno, "memory server {} is gone: {}", name_, errno_text(errno));
+      }
+      if (Result<void> waited = wait(POLLIN, "waiting for"); !waited) return waited;
+      continue;
+    }
+    at += got;
+    bytes -= static_cast<std::size_t>(got);
+  }
+  return {};
+}
+
+Result<FrameHeader> Connection::receive_header() {
+  FrameHeader header;
+  if (Result<void> got = receive(&header, sizeof(header)); !got) return got.error();
+  if (Result<void> checked = check_header(header, true, tag_bytes_); !checked) {
+    return make_error(checked.error().code, "memory server {}: {}", name_, checked.error().message);
+  }
+  return header;
+}
+
+Result<FrameHeader> Connection::call(FrameHeader header, const void* payload, std::size_t bytes,
+                                     void* answer, std::size_t answer_bytes, const char* what) {
+  header.length = static_cast<std::uint32_t>(bytes);
+  iovec iov{const_cast<void*>(payload), bytes};
+  if (Result<void> sent = send_frame(header, {&iov, bytes > 0 ? 1U : 0U}); !sent) {
+    return sent.error();
+  }
+  Result<FrameHeader> reply = receive_header();
+  if (!reply) return reply;
+  if (reply->seq != header.seq || reply->op != header.op) {
+    return make_error(EPROTO, "memory server {} answered out of turn", name_);
+  }
+  if (reply->status != 0) return refusal(static_cast<Status>(reply->status), what);
+  if (answer_bytes > 0) {
+    if (Result<void> got = receive(answer, answer_bytes); !got) return got.error();
+  }
+  return reply;
+}
+
+Result<SessionInfo> Connection::bind(Op op, std::uint64_t epoch, std::uint16_t flags,
+                                     const void* payload, std::size_t bytes, const char* what) {
+  FrameHeader header = request(op, next_seq_++);
+  header.epoch = epoch;
+  header.flags = flags;
+  SessionInfo info;
+  const Result<FrameHeader> reply =
+      call(header, payload, bytes, &info.figures, sizeof(info.figures), what);
+  if (!reply) return reply.error();
+  info.epoch = Epoch{reply->epoch};
+  epoch_ = info.epoch;
+  tag_bytes_ = info.figures.tag_bytes;
+  return info;
+}
+
+Result<SessionInfo> Connection::open(const OpenRequest& request) {
+  return bind(Op::kOpen, 0, 0, &request, sizeof(request), "reserve memory");
+}
+
+Result<SessionInfo> Connection::attach(const SessionId& session, Epoch epoch) {
+  const BindRequest request{session};
+  return bind(Op::kAttach, epoch.value, 0, &request, sizeof(request), "attach");
+}
+
+Result<SessionInfo> Connection::claim(const SessionId& session, Epoch current,
+                                      bool if_uncommitted) {
+  const BindRequest request{session};
+  return bind(Op::kClaim, current.value, if_uncommitted ? kIfUncommitted : 0, &request,
+              sizeof(request), "hand the VM over");
+}
+
+Result<void> Connection::commit() {
+  const Result<FrameHeader> reply =
+      call(request(Op::kCommit, next_seq_++), nullptr, 0, nullptr, 0, "commit the handover");
+  if (!reply) return reply.error();
+  return {};
+}
+
+Result<void> Connection::drop() {
+  const Result<FrameHeader> reply =
+      call(request(Op::kDrop, next_seq_++), nullptr, 0, nullptr, 0, "drop the session");
+  if (!reply) return reply.error();
+  return {};
+}
+
+Result<SessionInfo> Connection::stat() {
+  return bind(Op::kStat, epoch_.value, 0, nullptr, 0, "tell its figures");
+}
+
+}  // namespace kintsugi::wire

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The client's end of one connection to a memory server.
+//
+// Two ways to use it. Until it is bound, and for session calls, it is a blocking remote procedure
+// call with a deadline. Once bound, its owner may pipeline frames itself with send_frame() and
+// receive(), which never block longer than the io deadline either. A Connection belongs to one
+// thread; only cancel() may be called from others.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "wire/protocol.h"
+#include "wire/uri.h"
+
+namespace kintsugi::wire {
+
+// Lets another thread interrupt blocking calls: they then fail with ECANCELED. Shared by all
+// connections of one job. Thread-safe.
+class Canceller {
+ public:
+  Canceller();
+  ~Canceller();
+  Canceller(const Canceller&) = delete;
+  Canceller& operator=(const Canceller&) = delete;
+  void cancel();
+  [[nodiscard]] bool cancelled() const { return cancelled_.load(std::memory_order_acquire); }
+  // Readable for ever once cancelled.
+  [[nodiscard]] int fd() const { return fd_; }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+  int fd_ = -1;
+};
+
+struct ConnectOptions {
+  std::chrono::milliseconds connect_timeout{5000};
+  // A peer that moves no byte for so long while we wait for it is taken for dead.
+  std::chrono::milliseconds io_timeout{10000};
+  Canceller* canceller = nullptr;  // may be null; outlives the connection
+};
+
+// What Open, Attach, Claim and Stat answer.
+struct SessionInfo {
+  Epoch epoch;
+  SessionReply figures;
+};
+
+class Connection {
+ public:
+  // Connects and says Hello. Errors name the server and what to look at.
+  [[nodiscard]] static Result<std::unique_ptr<Connection>> connect(const Uri& uri,
+                                                                   const ConnectOptions& options);
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  [[nodiscard]] const HelloReply& server() const { return server_; }
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] Epoch epoch() const { return epoch_; }
+  [[nodiscard]] int fd() const { return fd_; }
+
+  // Session calls. Each sends one request and waits for its answer, so none may be made while
+  // pipelined requests are outstanding. A refusal's Error carries status_errno().
+  [[nodiscard]] Result<SessionInfo> open(const OpenRequest& request);
+  [[nodiscard]] Result<SessionInfo> attach(const SessionId& session, Epoch epoch);
+  // Without `if_uncommitted`, `current` must be the session's epoch.
+  [[nodiscard]] Result<SessionInfo> claim(const SessionId& session, Epoch current,
+                                          bool if_uncommitted);
+  [[nodiscard]] Result<void> commit();
+  [[nodiscard]] Result<void> drop();
+  [[nodiscard]] Result<SessionInfo> stat();
+
+  // Fills a request's header for this binding.
+  [[nodiscard]] FrameHeader request(Op op, std::uint64_t seq) const;
+  // Sends `header` and `payload` whole. `payload` is consumed (its iovecs are advanced).
+  [[nodiscard]] Result<void> send_frame(const FrameHeader& header, std::span<iovec> payload);
+  // Sends whole frames that the caller laid out, headers and payloads. Consumes `frames`.
+  [[nodiscard]] Result<void> send_iovecs(std::span<iovec> frames);
+  // Receives and checks one reply header; then receive() takes its payload, exactly header.length
+  // bytes in all.
+  [[nodiscard]] Result<FrameHeader> receive_header();
+  [[nodiscard]] Result<void> receive(void* data, std::size_t bytes);
+  // True when bytes can be read without waiting.
+  [[nodiscard]] bool readable() const;
+
+  // An Error for a reply whose status is not kOk: "memory server NAME refused to WHAT: WHY".
+  [[nodiscard]] Error refusal(Status status, const char* what) const;
+
+ private:
+  Connection(int fd, std::string name, const ConnectOptions& options);
+  [[nodiscard]] Result<void> wait(short events, const char* doing);
+  [[nodiscard]] Result<FrameHeader> call(FrameHeader header, const void* payload, std::size_t bytes,
+                                         void* answer, std::size_t answer_bytes, const char* what);
+  [[nodiscard]] Result<SessionInfo> bind(Op op, std::uint64_t epoch, std::uint16_t flags,
+                                         const void* payload, std::size_t bytes, const char* what);
+  [[nodiscard]] Result<void> hello();
+
+  int fd_;
+  std::string name_;
+  ConnectOptions options_;
+  HelloReply server_;
+  Epoch epoch_;
+  std::uint32_t tag_bytes_ = 0;
+  std::uint64_t next_seq_ = 1;
+};
+
+}  // namespace kintsugi::wire

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The page protocol between a VM's hosts and its memory servers: frames as they are on the wire.
+// docs/wire-protocol.md explains every byte; this header is its machine-readable half.
+//
+// A connection carries frames in both directions. A frame is a FrameHeader, little-endian, and
+// `length` bytes of payload. Requests are pipelined; each answer repeats its request's `seq` and
+// `op` with kReply set, and answers may come in any order. The first frame of a connection is
+// Hello; a connection is then bound to a session by Open, Attach or Claim, and from then on only
+// speaks for that session, in the epoch that the binding answer named.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <span>
+
+#include "base/result.h"
+#include "base/types.h"
+
+namespace kintsugi::wire {
+
+static_assert(std::endian::native == std::endian::little,
+              "frames are copied to and from memory as they are");
+
+inline constexpr std::uint32_t kMagic = 0x3147534b;  // "KSG1"
+inline constexpr std::uint16_t kVersion = 1;         // the only one so far
+// Pages that one Put or Get may carry: bounds a frame at 1 MiB of content.
+inline constexpr std::uint32_t kMaxPagesPerFrame = 256;
+// Bytes of opaque tag that a page may carry (a nonce and a MAC, say). 0 in most sessions.
+inline constexpr std::uint32_t kMaxTagBytes = 64;
+inline constexpr std::uint32_t kMaxPayloadBytes =
+    kMaxPagesPerFrame * (static_cast<std::uint32_t>(kPageSize) + kMaxTagBytes) + 64;
+
+enum class Op : std::uint16_t {
+  kHello = 1,    // client's version range; answer: chosen version, what the server has free
+  kOpen = 2,     // create a session and reserve its capacity; binds
+  kAttach = 3,   // bind one more connection to a session, in the epoch given
+  kClaim = 4,    // take a session over: raises its epoch, fences all older ones; binds
+  kCommit = 5,   // the claiming side owns the VM for good; answered by the arbiter server
+  kPut = 6,      // store pages
+  kGet = 7,      // read pages; they stay until Discard or a newer Put
+  kDiscard = 8,  // forget pages
+  kDrop = 9,     // end the session and free everything
+  kStat = 10,    // figures of the bound session
+  // 11..31 are kept for server-to-server transfer, replicas and STARTTLS.
+};
+
+enum FrameFlags : std::uint16_t {
+  kReply = 1u << 0,
+  // Claim: only if no one has committed the session; else kCommitted is answered.
+  kIfUncommitted = 1u << 1,
+};
+
+enum class Status : std::uint32_t {
+  kOk = 0,
+  kVersion = 1,     // no common protocol version
+  kBadRequest = 2,  // malformed, or not allowed in this state of the connection
+  kNoSession = 3,   // no such session here
+  kExists = 4,      // Open: the session is there already
+  kFull = 5,        // Open: not that much capacity; Put: beyond the session's capacity
+  kQuota = 6,       // Open: more than one VM may have here
+  kFenced = 7,      // the epoch is old: another host has taken this VM over
+  kCommitted = 8,   // Claim with kIfUncommitted: the VM already runs elsewhere
+  kTooMany = 9,     // sessions or connections beyond the server's bound
+  kInternal = 10,   // the server could not do it; its log says why
+};
+
+// What each status means and what to change, as the end of a sentence for a user.
+[[nodiscard]] const char* status_text(Status status);
+// The errno a program decides by (0 for kOk).
+[[nodiscard]] int status_errno(Status status);
+
+using SessionId = std::array<std::uint8_t, 16>;  // random; names a VM's memory on all its servers
+
+struct FrameHeader {
+  std::uint32_t magic = kMagic;
+  std::uint16_t op = 0;
+  std::uint16_t flags = 0;
+  std::uint32_t length = 0;  // payload bytes that follow, <= kMaxPayloadBytes
+  std::uint32_t status = 0;  // Status in a reply, 0 in a request
+  std::uint64_t seq = 0;     // chosen by the client, repeated in the reply
+  std::uint64_t epoch = 0;   // of the sender's binding; 0 before binding
+  std::uint64_t page = 0;    // first page (Put, Get, Discard)
+  std::uint32_t count = 0;   // pages
+  std::uint32_t reserved = 0;
+  // Put: the version the pages get. Servers keep the highest; a Put that is older than what is
+  // stored is answered kOk and ignored. Get reply: the lowest version among the pages returned.
+  std::uint64_t version = 0;
+  std::uint64_t reserved2 = 0;
+};
+static_assert(sizeof(FrameHeader) == 64);
+
+// Payload of Hello.
+struct HelloRequest {
+  std::uint16_t min_version = kVersion;
+  std::uint16_t max_version = kVersion;
+  std::uint32_t features = 0;  // none defined yet; TLS and others will be bits here
+};
+static_assert(sizeof(HelloRequest) == 8);
+
+struct HelloReply {
+  std::uint16_t version = 0;  // chosen; with Status::kVersion, the newest the server speaks
+  std::uint16_t min_version = 0;
+  std::uint32_t features = 0;
+  std::uint64_t capacity_pages = 0;
+  std::uint64_t free_pages = 0;              // not reserved by any session
+  std::array<std::uint8_t, 16> server_id{};  // kept in the arena file: survives a restart with it
+};
+static_assert(sizeof(HelloReply) == 40);
+
+// Payload of Open.
+struct OpenRequest {
+  SessionId session{};
+  std::uint64_t vm_pages = 0;        // page indices 0..vm_pages-1 may be used
+  std::uint64_t capacity_pages = 0;  // reserved until Drop
+  std::uint32_t tag_bytes = 0;       // per page, <= kMaxTagBytes
+  std::uint32_t reserved = 0;
+  char name[64] = {};  // of the VM, for people; NUL-terminated
+};
+static_assert(sizeof(OpenRequest) == 104);
+
+// Payload of Attach, Claim: which session. Attach's epoch is in the header and must be current.
+// Claim without kIfUncommitted needs the current epoch in the header too.
+struct BindRequest {
+  SessionId session{};
+};
+static_assert(sizeof(BindRequest) == 16);
+
+// Payload of the replies to Open, Attach, Claim and Stat. The header's epoch is the session's.
+struct SessionReply {
+  std::uint64_t capacity_pages = 0;
+  std::uint64_t used_pages = 0;
+  std::uint64_t vm_pages = 0;
+  std::uint32_t tag_bytes = 0;
+  std::uint32_t committed = 0;  // 1 once Commit was answered
+};
+static_assert(sizeof(SessionReply) == 32);
+
+// Put payload:  count * kPageSize bytes of pages, then count * tag_bytes of tags.
+// Get reply:    presence bitmap, get_bitmap_bytes(count) bytes, bit i (LSB first) set when page
+//               page+i is stored; then the stored pages in order, then their tags in order.
+//               The header's count repeats the request's.
+constexpr std::uint32_t get_bitmap_bytes(std::uint32_t count) { return (count + 63) / 64 * 8; }
+
+// Checks everything about a header that does not depend on a connection's state: magic, known
+// flags, length bound, reserved fields, and for each known op the length and count it may have
+// (with tag_bytes of the binding; 0 before). Never trusts a byte. `reply` says which direction
+// is being read. Unknown ops pass with any length within bounds: a server answers kBadRequest.
+[[nodiscard]] Result<void> check_header(const FrameHeader& header, bool reply,
+                                        std::uint32_t tag_bytes);
+
+// Reads a payload struct: false when `payload` is not exactly sizeof(T) bytes.
+template <typename T>
+[[nodiscard]] bool read_payload(std::span<const std::uint8_t> payload, T* out) {
+  if (payload.size() != sizeof(T)) return false;
+  __builtin_memcpy(out, payload.data(), sizeof(T));
+  return true;
+}
+
+}  // namespace kintsugi::wire
