@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "split/handover.h"
+
+#include "base/byte_stream.h"
+
+namespace kintsugi {
+namespace {
+
+constexpr std::uint32_t kHandoverMagic = 0x4b53504c;  // "LPSK"
+constexpr std::uint32_t kChangesMagic = 0x4b53435a;
+constexpr std::uint16_t kFormat = 1;
+// A VM of 64 PiB: bounds what a bad stream can make us allocate together with the plan's own check.
+constexpr std::uint64_t kMaxVmPages = std::uint64_t{1} << 44;
+
+Error malformed(const char* what) {
+  return make_error(EPROTO,
+                    "the migration stream's {} cannot be read: it is damaged, or the "
+                    "source is of another release",
+                    what);
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> Handover::encode() const {
+  ByteWriter out;
+  out.put(kHandoverMagic);
+  out.put(kFormat);
+  out.put(static_cast<std::uint8_t>(policy));
+  out.put(static_cast<std::uint8_t>(servers.size()));
+  out.put(session);
+  out.put(vm_pages.value);
+  out.put(chunk_pages.value);
+  out.put(main_limit.value);
+  out.put(main_reserve.value);
+  for (const HandoverServer& server : servers) {
+    out.put_string(server.uri);
+    out.put(server.capacity.value);
+    out.put(server.epoch.value);
+  }
+  std::vector<std::uint8_t> encoded_plan;
+  plan->encode(encoded_plan);
+  out.put(static_cast<std::uint64_t>(encoded_plan.size()));
+  out.put_bytes(encoded_plan);
+  out.put(static_cast<std::uint64_t>(ranks.size()));
+  out.put_bytes(
+      {reinterpret_cast<const std::uint8_t*>(ranks.data()), ranks.size() * sizeof(std::uint16_t)});
+  return std::move(out.bytes());
+}
+
+Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes) {
+  ByteReader in(bytes);
+  if (in.get<std::uint32_t>() != kHandoverMagic || in.get<std::uint16_t>() != kFormat) {
+    return malformed("split plan");
+  }
+  Handover handover;
+  const auto policy = in.get<std::uint8_t>();
+  if (policy > static_cast<std::uint8_t>(AccessPolicy::kAging)) return malformed("policy");
+  handover.policy = static_cast<AccessPolicy>(policy);
+  const auto servers = in.get<std::uint8_t>();
+  handover.session = in.get<wire::SessionId>();
+  handover.vm_pages = PageCount{in.get<std::uint64_t>()};
+  handover.chunk_pages = PageCount{in.get<std::uint64_t>()};
+  handover.main_limit = PageCount{in.get<std::uint64_t>()};
+  handover.main_reserve = PageCount{in.get<std::uint64_t>()};
+  if (in.failed() || servers == 0 || servers > kMaxServers || handover.vm_pages.value == 0 ||
+      handover.vm_pages.value > kMaxVmPages || !check_chunk_pages(handover.chunk_pages) ||
+      handover.main_reserve > handover.main_limit) {
+    return malformed("split plan");
+  }
+  for (unsigned i = 0; i < servers; i++) {
+    HandoverServer server;
+    server.uri = in.get_string();
+    server.capacity = PageCount{in.get<std::uint64_t>()};
+    server.epoch = Epoch{in.get<std::uint64_t>()};
+    handover.servers.push_back(std::move(server));
+  }
+  const auto plan_bytes = in.get<std::uint64_t>();
+  Result<SplitPlan> plan = SplitPlan::decode(in.get_bytes(plan_bytes));
+  if (in.failed()) return malformed("split plan");
+  if (!plan) return plan.error();
+  handover.plan.emplace(std::move(*plan));
+  const std::uint64_t chunks =
+      (handover.vm_pages.value + handover.chunk_pages.value - 1) / handover.chunk_pages.value;
+  if (handover.plan->pages() != handover.vm_pages ||
+      handover.plan->chunk_pages() != handover.chunk_pages ||
+      handover.plan->servers() > handover.servers.size()) {
+    return malformed("split plan");
+  }
+  const auto ranks = in.get<std::uint64_t>();
+  if (ranks != 0 && ranks != chunks) return malformed("access history");
+  const std::span<const std::uint8_t> rank_bytes = in.get_bytes(ranks * sizeof(std::uint16_t));
+  if (!in.done()) return malformed("access history");
+  handover.ranks.resize(ranks);
+  std::memcpy(handover.ranks.data(), rank_bytes.data(), rank_bytes.size());
+  return handover;
+}
+
+std::vector<std::uint8_t> encode_zero_runs(std::span<const ZeroRun> runs) {
+  ByteWriter out;
+  out.put(kChangesMagic);
+  out.put(static_cast<std::uint64_t>(runs.size()));
+  for (const ZeroRun& run : runs) {
+    out.put(run.first.value);
+    out.put(run.count);
+    out.put(static_cast<std::uint8_t>(run.zero ? 1 : 0));
+  }
+  return std::move(out.bytes());
+}
+
+Result<std::vector<ZeroRun>> decode_zero_runs(std::span<const std::uint8_t> bytes,
+                                              PageCount vm_pages) {
+  constexpr std::size_t kRunBytes = 8 + 4 + 1;
+  ByteReader in(bytes);
+  if (in.get<std::uint32_t>() != kChangesMagic) return malformed("list of zero pages");
+  const auto count = in.get<std::uint64_t>();
+  if (in.failed() || count > bytes.size() / kRunBytes) return malformed("list of zero pages");
+  std::vector<ZeroRun> runs(count);
+  for (ZeroRun& run : runs) {
+    run.first = PageIndex{in.get<std::uint64_t>()};
+    run.count = in.get<std::uint32_t>();
+    const auto zero = in.get<std::uint8_t>();
+    if (zero > 1 || run.first.value > vm_pages.value ||
+        run.count > vm_pages.value - run.first.value) {
+      return malformed("list of zero pages");
+    }
+    run.zero = zero == 1;
+  }
+  if (!in.done()) return malformed("list of zero pages");
+  return runs;
+}
+
+}  // namespace kintsugi

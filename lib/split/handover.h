@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the source of a split migration tells the destination, as bytes in the migration stream:
+// the handover plan once, then changes. Decoding trusts nothing.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "access/history.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "placement/split_plan.h"
+#include "wire/protocol.h"
+
+namespace kintsugi {
+
+struct HandoverServer {
+  std::string uri;
+  PageCount capacity;
+  Epoch epoch;  // the source's
+};
+
+struct Handover {
+  wire::SessionId session{};
+  PageCount vm_pages;
+  PageCount chunk_pages;
+  PageCount main_limit;    // pages that may be resident on the main host
+  PageCount main_reserve;  // to be kept free of those, so that a fault need not wait
+  AccessPolicy policy = AccessPolicy::kAging;
+  std::vector<HandoverServer> servers;
+  std::optional<SplitPlan> plan;     // always there once made or decoded
+  std::vector<std::uint16_t> ranks;  // of all chunks; empty when the source had no history
+
+  [[nodiscard]] std::vector<std::uint8_t> encode() const;
+  [[nodiscard]] static Result<Handover> decode(std::span<const std::uint8_t> bytes);
+};
+
+// A run of pages planned away from the main host that turned out all zero, or no longer so.
+struct ZeroRun {
+  PageIndex first;
+  std::uint32_t count = 0;
+  bool zero = false;
+
+  bool operator==(const ZeroRun&) const = default;
+};
+
+[[nodiscard]] std::vector<std::uint8_t> encode_zero_runs(std::span<const ZeroRun> runs);
+// Every run lies within `vm_pages`.
+[[nodiscard]] Result<std::vector<ZeroRun>> decode_zero_runs(std::span<const std::uint8_t> bytes,
+                                                            PageCount vm_pages);
+
+}  // namespace kintsugi

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "split/page_sender.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/zero.h"
+
+namespace kintsugi {
+
+Result<PageBits> PageBits::create(PageCount pages) {
+  Result<LazyArray<Word>> words =
+      LazyArray<Word>::create((pages.value + 63) / 64, "the split's page bits");
+  if (!words) return words.error();
+  return PageBits(std::move(*words));
+}
+
+bool PageBits::change(PageIndex page, bool value) {
+  Word& word = words_[page.value / 64];
+  const std::uint64_t bit = std::uint64_t{1} << (page.value % 64);
+  const bool old = (word.load(std::memory_order_relaxed) & bit) != 0;
+  if (old == value) return old;
+  if (value) {
+    word.fetch_or(bit, std::memory_order_relaxed);
+  } else {
+    word.fetch_and(~bit, std::memory_order_relaxed);
+  }
+  return old;
+}
+
+PageSender::PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero,
+                       PageBits* stored)
+    : connection_(std::move(connection)), zero_(zero), stored_(stored) {
+  batch_.reserve(2 * kMaxBatchFrames);
+  thread_ = std::thread([this] { run(); });
+}
+
+PageSender::~PageSender() { stop(); }
+
+void PageSender::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+int PageSender::queue(PageIndex page, const void* host) {
+  const auto* content = static_cast<const std::byte*>(host);
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (open_run_.count > 0 && open_run_.count < kMaxRunPages &&
+      page == open_run_.first + PageCount{open_run_.count} &&
+      content == open_run_.host + open_run_.count * kPageSize) {
+    open_run_.count++;
+    return 0;
+  }
+  push_open_run();
+  open_run_ = {page, content, 1};
+  return failed_code_.load(std::memory_order_relaxed);
+}
+
+void PageSender::kick() { push_open_run(); }
+
+void PageSender::push_open_run() {
+  if (open_run_.count == 0) return;
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return runs_.size() < kMaxQueuedRuns || failed_ || stopping_; });
+  const bool was_empty = runs_.empty();
+  runs_.push_back(std::exchange(open_run_, {}));
+  lock.unlock();
+  if (was_empty) changed_.notify_all();
+}
+
+Result<void> PageSender::flush() {
+  push_open_run();
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return (runs_.empty() && !busy_) || failed_ || stopping_; });
+  if (failed_) return error_;
+  return {};
+}
+
+void PageSender::take_zero_runs(std::vector<ZeroRun>* out) {
+  const std::lock_guard lock(mutex_);
+  out->insert(out->end(), notes_.begin(), notes_.end());
+  notes_.clear();
+}
+
+PageSenderStats PageSender::stats() const {
+  return {sent_pages_.load(), sent_bytes_.load(), zero_pages_.load()};
+}
+
+Result<void> PageSender::error() const {
+  const std::lock_guard lock(mutex_);
+  if (failed_) return error_;
+  return {};
+}
+
+void PageSender::fail(Error error) {
+  failed_code_.store(-error.code, std::memory_order_relaxed);
+  {
+    const std::lock_guard lock(mutex_);
+    failed_ = true;
+    error_ = std::move(error);
+  }
+  changed_.notify_all();
+}
+
+void PageSender::run() {
+  std::vector<Run> taken;
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      busy_ = false;
+      if (runs_.empty()) {
+        // Everything taken so far is answered for: see below.
+        changed_.notify_all();
+      }
+      changed_.wait(lock, [&] { return !runs_.empty() || stopping_; });
+      if (stopping_) return;
+      taken.assign(runs_.begin(), runs_.end());
+      runs_.clear();
+      busy_ = true;
+    }
+    changed_.notify_all();
+    if (Result<void> sent = send_runs(taken); !sent) {
+      fail(sent.error());
+      return;
+    }
+    std::uint64_t pages = 0;
+    for (const Run& run : taken) pages += run.count;
+    pending_.fetch_sub(pages, std::memory_order_relaxed);
+  }
+}
+
+// Sends them, and waits for all answers only if no more work is queued: so `busy_` false and an
+// empty queue mean that everything is stored.
+Result<void> PageSender::send_runs(const std::vector<Run>& runs) {
+  new_notes_.clear();
+  for (const Run& run : runs) {
+    if (Result<void> sent = send_run(run); !sent) return sent;
+  }
+  if (Result<void> sent = send_batch(); !sent) return sent;
+  bool idle = false;
+  {
+    const std::lock_guard lock(mutex_);
+    notes_.insert(notes_.end(), new_notes_.begin(), new_notes_.end());
+    idle = runs_.empty();
+  }
+  return idle ? take_answers(0) : Result<void>{};
+}
+
+Result<void> PageSender::send_run(const Run& run) {
+  std::uint32_t data_from = 0;
+  std::uint32_t data_count = 0;
+  const auto put = [&]() -> Result<void> {
+    if (data_count == 0) return {};
+    return add_frame(wire::Op::kPut, run.first + PageCount{data_from}, std::exchange(data_count, 0),
+                     run.host + data_from * kPageSize);
+  };
+  for (std::uint32_t i = 0; i < run.count; i++) {
+    const PageIndex page = run.first + PageCount{i};
+    if (!is_zero_page(run.host + i * kPageSize)) {
+      if (data_count++ == 0) data_from = i;
+      stored_->set(page);
+      if (zero_->clear(page)) note(page, false);
+      continue;
+    }
+    if (Result<void> sent = put(); !sent) return sent;
+    zero_pages_.fetch_add(1, std::memory_order_relaxed);
+    if (!zero_->set(page)) note(page, true);
+    // What the server holds is stale now, and in the way of other pages.
+    if (stored_->clear(page)) {
+      if (Result<void> sent = add_frame(wire::Op::kDiscard, page, 1, nullptr); !sent) return sent;
+    }
+  }
+  return put();
+}
+
+void PageSender::note(PageIndex page, bool zero) {
+  if (!new_notes_.empty()) {
+    ZeroRun& last = new_notes_.back();
+    if (last.zero == zero && last.first + PageCount{last.count} == page) {
+      last.count++;
+      return;
+    }
+  }
+  new_notes_.push_back({page, 1, zero});
+}
+
+Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t count,
+                                   const std::byte* content) {
+  if (batch_frames_ == kMaxBatchFrames) {
+    if (Result<void> sent = send_batch(); !sent) return sent;
+  }
+  wire::FrameHeader& header = headers_[batch_frames_++];
+  header = connection_->request(op, next_seq_++);
+  header.page = first.value;
+  header.count = count;
+  batch_.push_back({&header, sizeof(header)});
+  if (op == wire::Op::kPut) {
+    header.version = header.seq;
+    header.length = count * static_cast<std::uint32_t>(kPageSize);
+    batch_.push_back({const_cast<std::byte*>(content), header.length});
+    sent_pages_.fetch_add(count, std::memory_order_relaxed);
+  }
+  sent_bytes_.fetch_add(sizeof(header) + header.length, std::memory_order_relaxed);
+  return {};
+}
+
+Result<void> PageSender::send_batch() {
+  if (batch_frames_ == 0) return {};
+  if (Result<void> answers = take_answers(kMaxUnanswered); !answers) return answers;
+  Result<void> sent = connection_->send_iovecs(batch_);
+  batch_.clear();
+  batch_frames_ = 0;
+  return sent;
+}
+
+// Takes the answers that are there, and waits until at most `until_unanswered` are missing.
+Result<void> PageSender::take_answers(std::uint64_t until_unanswered) {
+  // next_seq_ counts the frames of the unsent batch too, which are not being waited for.
+  const std::uint64_t sent = next_seq_ - 1 - batch_frames_;
+  while (sent - answered_ > until_unanswered || (sent > answered_ && connection_->readable())) {
+    Result<wire::FrameHeader> reply = connection_->receive_header();
+    if (!reply) return reply.error();
+    if (reply->length != 0 || reply->seq == 0 || reply->seq > sent) {
+      return make_error(EPROTO, "memory server {} answered what was not asked",
+                        connection_->name());
+    }
+    if (reply->status != 0) {
+      return connection_->refusal(static_cast<wire::Status>(reply->status), "store pages");
+    }
+    answered_++;
+  }
+  return {};
+}
+
+}  // namespace kintsugi

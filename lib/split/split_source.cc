@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "split/split_source.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+namespace kintsugi {
+namespace {
+
+std::string mib(PageCount pages) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(to_bytes(pages).value) / (1 << 20));
+}
+
+}  // namespace
+
+PageCount main_reserve(PageCount main_capacity, PageCount chunk_pages) {
+  constexpr std::uint64_t kLeastPages = (1 << 20) >> kPageShift;
+  return PageCount{std::max({main_capacity.value / 64, kLeastPages, 2 * chunk_pages.value})};
+}
+
+Result<void> SplitSource::check(const SplitSourceConfig& config) {
+  if (config.sub_hosts.empty() || config.sub_hosts.size() > kMaxServers) {
+    return make_error(EINVAL, "{} sub-hosts given: give 1 to {}", config.sub_hosts.size(),
+                      kMaxServers);
+  }
+  if (config.vm_pages.value == 0) {
+    return make_error(EINVAL,
+                      "this VM has no RAM that can be split: it needs a memory backend of "
+                      "private, anonymous 4 KiB pages");
+  }
+  if (Result<void> chunk = check_chunk_pages(config.chunk_pages); !chunk) return chunk;
+  PageCount all = config.main_capacity;
+  for (std::size_t i = 0; i < config.sub_hosts.size(); i++) {
+    const SubHost& sub_host = config.sub_hosts[i];
+    if (Result<wire::Uri> uri = wire::parse_uri(sub_host.uri); !uri) return uri.error();
+    for (std::size_t j = 0; j < i; j++) {
+      if (config.sub_hosts[j].uri == sub_host.uri) {
+        return make_error(EINVAL,
+                          "sub-host {} is given twice: give it once, with the sum of its "
+                          "capacities",
+                          sub_host.uri);
+      }
+    }
+    if (sub_host.capacity.value == 0) {
+      return make_error(EINVAL,
+                        "sub-host {} has no capacity: give it at least one chunk, or leave "
+                        "it out",
+                        sub_host.uri);
+    }
+    if (sub_host.capacity.value > UINT64_MAX / kPageSize / 128) {
+      return make_error(EINVAL, "the capacity of sub-host {} is beyond any memory", sub_host.uri);
+    }
+    all = all + sub_host.capacity;
+  }
+  const PageCount reserve = main_reserve(config.main_capacity, config.chunk_pages);
+  const PageCount need = config.vm_pages + reserve;
+  if (config.main_capacity <= reserve) {
+    return make_error(EINVAL, "main-memory of {} is too little: paging alone needs {}",
+                      mib(config.main_capacity), mib(reserve));
+  }
+  if (all < need) {
+    return make_error(ENOSPC,
+                      "the capacities do not add up: main host {} and {} sub-host(s) {} hold {}, "
+                      "but the VM has {} and paging needs {} free; raise main-memory or a "
+                      "sub-host's capacity by {} or more",
+                      mib(config.main_capacity), config.sub_hosts.size(),
+                      mib(all - config.main_capacity), mib(all), mib(config.vm_pages), mib(reserve),
+                      mib(need - all));
+  }
+  return {};
+}
+
+Result<std::unique_ptr<SplitSource>> SplitSource::create(SplitSourceConfig config) {
+  if (Result<void> checked = check(config); !checked) return checked.error();
+  std::unique_ptr<SplitSource> split(new SplitSource(std::move(config)));
+  Result<PageBits> zero = PageBits::create(split->config_.vm_pages);
+  Result<PageBits> stored = PageBits::create(split->config_.vm_pages);
+  if (!zero) return zero.error();
+  if (!stored) return stored.error();
+  split->zero_.emplace(std::move(*zero));
+  split->stored_.emplace(std::move(*stored));
+  return split;
+}
+
+SplitSource::SplitSource(SplitSourceConfig config) : config_(std::move(config)) {
+  for (const SubHost& sub_host : config_.sub_hosts) {
+    uris_.push_back(*wire::parse_uri(sub_host.uri));  // check() has seen that they parse
+  }
+}
+
+SplitSource::~SplitSource() { close(false); }
+
+wire::ConnectOptions SplitSource::connect_options(wire::Canceller* canceller) const {
+  return {config_.connect_timeout, config_.io_timeout, canceller};
+}
+
+Result<void> SplitSource::open() {
+  if (getrandom(handover_.session.data(), handover_.session.size(), 0) !=
+      static_cast<ssize_t>(handover_.session.size())) {
+    return make_error(errno, "getrandom: {}", std::strerror(errno));
+  }
+  if (Result<void> planned = plan(); !planned) return planned;
+  if (Result<void> reserved = reserve_all(); !reserved) {
+    close(true);
+    return reserved;
+  }
+  for (std::unique_ptr<wire::Connection>& connection : reserved_) {
+    senders_.push_back(std::make_unique<PageSender>(std::move(connection), &*zero_, &*stored_));
+  }
+  reserved_.clear();
+  return {};
+}
+
+Result<void> SplitSource::plan() {
+  const PageCount reserve = main_reserve(config_.main_capacity, config_.chunk_pages);
+  handover_.vm_pages = config_.vm_pages;
+  handover_.chunk_pages = config_.chunk_pages;
+  handover_.main_limit = config_.main_capacity;
+  handover_.main_reserve = reserve;
+  handover_.policy = config_.policy;
+  SplitRequest request;
+  request.pages = config_.vm_pages;
+  request.chunk_pages = config_.chunk_pages;
+  request.main_capacity = config_.main_capacity - reserve;
+  for (const SubHost& sub_host : config_.sub_hosts) {
+    request.server_capacities.push_back(sub_host.capacity);
+  }
+  const RankSource ranks =
+      config_.history ? ranks_of(*config_.history, config_.chunk_pages) : RankSource{};
+  Result<SplitPlan> planned = plan_split(request, ranks);
+  if (!planned) return planned.error();
+  handover_.plan.emplace(std::move(*planned));
+  if (config_.history != nullptr && config_.history->chunk_pages() == config_.chunk_pages &&
+      config_.history->policy() == config_.policy && config_.history->pages() == config_.vm_pages) {
+    handover_.ranks.resize(config_.history->chunks());
+    config_.history->export_ranks(ChunkIndex{0}, handover_.ranks);
+  }
+  return {};
+}
+
+Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& sub_host) {
+  const wire::Uri uri = *wire::parse_uri(sub_host.uri);
+  Result<std::unique_ptr<wire::Connection>> connection =
+      wire::Connection::connect(uri, connect_options(&canceller_));
+  if (!connection) return connection;
+  wire::OpenRequest request;
+  request.session = handover_.session;
+  request.vm_pages = config_.vm_pages.value;
+  request.capacity_pages = sub_host.capacity.value;
+  std::strncpy(request.name, config_.vm_name.c_str(), sizeof(request.name) - 1);
+  Result<wire::SessionInfo> opened = (*connection)->open(request);
+  if (!opened) {
+    const wire::HelloReply& server = (*connection)->server();
+    return make_error(opened.error().code, "{} (asked for {}, it has {} of {} free)",
+                      opened.error().message, mib(sub_host.capacity),
+                      mib(PageCount{server.free_pages}), mib(PageCount{server.capacity_pages}));
+  }
+  return connection;
+}
+
+// All servers at once, so that the slowest one alone sets the time.
+Result<void> SplitSource::reserve_all() {
+  const std::size_t count = config_.sub_hosts.size();
+  std::vector<std::optional<Result<std::unique_ptr<wire::Connection>>>> results(count);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < count; i++) {
+    threads.emplace_back([&, i] { results[i].emplace(reserve(config_.sub_hosts[i])); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  std::optional<Error> failure;
+  for (std::size_t i = 0; i < count; i++) {
+    if (!*results[i]) {
+      if (!failure) failure = results[i]->error();
+      reserved_.push_back(nullptr);
+      handover_.servers.push_back({config_.sub_hosts[i].uri, config_.sub_hosts[i].capacity, {}});
+      continue;
+    }
+    handover_.servers.push_back(
+        {config_.sub_hosts[i].uri, config_.sub_hosts[i].capacity, (**results[i])->epoch()});
+    reserved_.push_back(std::move(**results[i]));
+  }
+  if (failure) return *failure;
+  return {};
+}
+
+int SplitSource::send(PageIndex page, const void* host) {
+  return senders_[owner(page).value - 1]->queue(page, host);
+}
+
+void SplitSource::kick() {
+  for (const auto& sender : senders_) sender->kick();
+}
+
+Result<void> SplitSource::flush() {
+  kick();
+  for (const auto& sender : senders_) {
+    if (Result<void> flushed = sender->flush(); !flushed) return flushed;
+  }
+  return {};
+}
+
+Result<void> SplitSource::error() const {
+  for (const auto& sender : senders_) {
+    if (Result<void> state = sender->error(); !state) return state;
+  }
+  return {};
+}
+
+std::uint64_t SplitSource::pending_pages() const {
+  std::uint64_t pages = 0;
+  for (const auto& sender : senders_) pages += sender->pending_pages();
+  return pages;
+}
+
+std::vector<std::uint8_t> SplitSource::encode_changes() {
+  std::vector<ZeroRun> runs;
+  for (const auto& sender : senders_) sender->take_zero_runs(&runs);
+  return encode_zero_runs(runs);
+}
+
+// The arbiter is the first server: a destination commits there before it runs the VM, and a Claim
+// with kIfUncommitted that succeeds makes that impossible for ever.
+Result<void> SplitSource::reclaim() {
+  Result<std::unique_ptr<wire::Connection>> arbiter =
+      wire::Connection::connect(uris_.front(), connect_options(nullptr));
+  if (!arbiter) return arbiter.error();
+  Result<wire::SessionInfo> claimed = (*arbiter)->claim(handover_.session, Epoch{}, true);
+  if (!claimed) return claimed.error();
+  return {};
+}
+
+Result<void> SplitSource::drop_one(std::size_t index) {
+  // Our own connection may have failed, or may be fenced by a destination that claimed but did not
+  // get as far as to commit. A fresh claim settles both.
+  Result<std::unique_ptr<wire::Connection>> connection =
+      wire::Connection::connect(uris_[index], connect_options(nullptr));
+  if (!connection) return connection.error();
+  Result<wire::SessionInfo> claimed = (*connection)->claim(handover_.session, Epoch{}, true);
+  if (!claimed) return claimed.error();
+  return (*connection)->drop();
+}
+
+void SplitSource::close(bool drop_sessions) {
+  for (const auto& sender : senders_) sender->stop();
+  senders_.clear();
+  const bool any = !handover_.servers.empty();
+  reserved_.clear();
+  if (!drop_sessions || !any) return;
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < handover_.servers.size(); i++) {
+    if (handover_.servers[i].epoch.value == 0) continue;  // never reserved
+    threads.emplace_back([this, i] { (void)drop_one(i); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  handover_.servers.clear();
+}
+
+PageCount SplitSource::planned(ServerId target) const {
+  return handover_.plan ? handover_.plan->pages_on(target) : PageCount{};
+}
+
+PageSenderStats SplitSource::stats(ServerId target) const {
+  if (target == kMainHost || target.value > senders_.size()) return {};
+  return senders_[target.value - 1]->stats();
+}
+
+}  // namespace kintsugi

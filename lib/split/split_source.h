@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The source's half of a split migration (P1 4-2): reserves memory on the sub-hosts, plans which
+// chunk goes where, sends the sub-hosts' pages straight to them, and hands the sessions over.
+//
+// Life of a job, each step at most once:
+//   create -> open -> {send, kick, changes}* -> flush -> (destination claims) -> close
+//                                                     \-> reclaim, if the migration broke
+// Threads: open(), send(), kick(), flush(), reclaim(), close() by one thread at a time; cancel(),
+// error() and the figures by any.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "access/history.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "placement/split_plan.h"
+#include "split/handover.h"
+#include "split/page_sender.h"
+#include "wire/connection.h"
+
+namespace kintsugi {
+
+struct SubHost {
+  std::string uri;
+  PageCount capacity;
+};
+
+struct SplitSourceConfig {
+  std::string vm_name;
+  PageCount vm_pages;
+  PageCount chunk_pages;
+  PageCount main_capacity;
+  std::vector<SubHost> sub_hosts;
+  AccessPolicy policy = AccessPolicy::kAging;
+  const AccessHistory* history = nullptr;  // used until open() returns
+  std::chrono::milliseconds connect_timeout{5000};
+  std::chrono::milliseconds io_timeout{10000};
+};
+
+// Pages of the main host that stay free, so that a page-in finds room before anything was evicted:
+// 1/64 of its share, at least 1 MiB and at least two chunks.
+[[nodiscard]] PageCount main_reserve(PageCount main_capacity, PageCount chunk_pages);
+
+class SplitSource {
+ public:
+  // What can be known without asking a server: addresses, chunk size, whether capacities add up.
+  [[nodiscard]] static Result<void> check(const SplitSourceConfig& config);
+  [[nodiscard]] static Result<std::unique_ptr<SplitSource>> create(SplitSourceConfig config);
+  ~SplitSource();
+  SplitSource(const SplitSource&) = delete;
+  SplitSource& operator=(const SplitSource&) = delete;
+
+  // Reserves and plans. On failure nothing stays reserved.
+  [[nodiscard]] Result<void> open();
+  [[nodiscard]] ServerId owner(PageIndex page) const { return handover_.plan->owner(page); }
+  // Returns 0 or a negative errno.
+  int send(PageIndex page, const void* host);
+  void kick();
+  [[nodiscard]] Result<void> flush();
+  [[nodiscard]] Result<void> error() const;
+  [[nodiscard]] std::uint64_t pending_pages() const;
+
+  [[nodiscard]] std::vector<std::uint8_t> encode_plan() const { return handover_.encode(); }
+  // What changed since the last call.
+  [[nodiscard]] std::vector<std::uint8_t> encode_changes();
+
+  void cancel() { canceller_.cancel(); }
+  // May this side run the VM? ok: yes, and the destination cannot any more. EALREADY: never again.
+  // Any other error: not known.
+  [[nodiscard]] Result<void> reclaim();
+  // Ends the senders; with `drop_sessions` frees what the servers hold, as far as they answer.
+  void close(bool drop_sessions);
+
+  [[nodiscard]] const SplitSourceConfig& config() const { return config_; }
+  // Figures of one target; the main host is 0 and has only planned pages.
+  [[nodiscard]] PageCount planned(ServerId target) const;
+  [[nodiscard]] PageSenderStats stats(ServerId target) const;
+
+ private:
+  explicit SplitSource(SplitSourceConfig config);
+  [[nodiscard]] wire::ConnectOptions connect_options(wire::Canceller* canceller) const;
+  [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(const SubHost& sub_host);
+  [[nodiscard]] Result<void> reserve_all();
+  [[nodiscard]] Result<void> plan();
+  [[nodiscard]] Result<void> drop_one(std::size_t index);
+
+  SplitSourceConfig config_;
+  std::vector<wire::Uri> uris_;
+  wire::Canceller canceller_;
+  Handover handover_;
+  std::optional<PageBits> zero_;
+  std::optional<PageBits> stored_;
+  std::vector<std::unique_ptr<wire::Connection>> reserved_;  // until the senders own them
+  std::vector<std::unique_ptr<PageSender>> senders_;         // by server, from 0
+};
+
+}  // namespace kintsugi
