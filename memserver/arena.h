@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// All page memory of a server, in one mapping: anonymous, or a file that a restarted server opens
+// again.
+//
+// The file, in this order, each part aligned to kExtentBytes (or the file system's huge page):
+//   superblock     what the file is and its geometry
+//   records        one per session there can be
+//   slot metadata  32 bytes a slot: whose page it holds, which version
+//   tags           max_tag_bytes a slot
+//   slots          4 KiB each
+//
+// A process may die at any instruction, and what it left must be consistent, because the kernel
+// keeps the file's pages (tmpfs, hugetlbfs). Hence one order everywhere: a page is written to a
+// slot that nobody names, then the slot's metadata, then its valid flag; only then is the slot it
+// replaces made invalid, and only then may that one be used again. Recovery finds at most both,
+// and keeps the higher version. A session begins when its record's state says so, and ends when it
+// no longer does; its slots carry the record's generation, so that none outlives it. The file does
+// not survive a power cut, and is not meant to: it then holds an old state of a VM that died too.
+//
+// Lifetime: slots, records and tags live as long as the arena. Threads: allocate, free and trim
+// may be called from any thread; slots and records belong to the session that holds them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/result.h"
+#include "base/types.h"
+#include "memserver/slot_allocator.h"
+#include "wire/protocol.h"
+
+namespace kintsugi::memserver {
+
+struct ArenaOptions {
+  std::string path;                    // empty: anonymous memory
+  std::optional<PageCount> capacity;   // what sessions can reserve; may be left out for a file
+  std::uint32_t max_tag_bytes = wire::kMaxTagBytes;
+  std::uint32_t max_sessions = 1024;
+  bool prefault = false;               // take all memory at start
+};
+
+// The system calls that can fail while a server runs, so that tests can make them fail.
+class ArenaMemory {
+ public:
+  virtual ~ArenaMemory() = default;
+  // 0 or an errno.
+  virtual int populate(void* at, std::size_t bytes);
+  virtual int release(void* at, std::size_t bytes, bool file);
+};
+
+// A session as the file keeps it. Plain values: the session's lock guards them.
+struct SessionRecord {
+  std::uint32_t state;  // kRecordFree or kRecordLive; last to be written, first to be cleared
+  std::uint32_t generation;
+  wire::SessionId id;
+  std::uint64_t epoch;
+  std::uint64_t vm_pages;
+  std::uint64_t capacity_pages;
+  std::uint32_t tag_bytes;
+  std::uint32_t committed;
+  char name[64];
+  std::uint8_t unused[136];
+};
+static_assert(sizeof(SessionRecord) == 256);
+// Bound on vm_pages: 64 TiB. The page table of such a VM takes 64 GiB of addresses.
+inline constexpr std::uint64_t kMaxVmPages = std::uint64_t{1} << 34;
+inline constexpr std::uint32_t kRecordFree = 0;
+inline constexpr std::uint32_t kRecordLive = 1;
+
+struct SlotMeta {
+  std::uint64_t page;
+  std::uint64_t version;
+  std::uint32_t session;     // index of the record
+  std::uint32_t generation;  // of the record when the page was stored
+  std::uint32_t valid;
+  std::uint32_t unused;
+};
+static_assert(sizeof(SlotMeta) == 32);
+
+class Arena {
+ public:
+  // Slots beyond what sessions can reserve: Puts are received into them.
+  static constexpr std::uint32_t kSpareSlots = 1024;
+  // Of these, kept for publishing when all others are in flight; more than there are threads.
+  static constexpr std::uint32_t kEmergencySlots = 128;
+  static constexpr std::size_t kExtentBytes = SlotAllocator::kExtentSlots * kPageSize;
+  static constexpr std::uint64_t kMaxCapacityPages = (std::uint64_t{1} << 32) - (1U << 20);
+
+  // `memory` may be null and else outlives the arena.
+  [[nodiscard]] static Result<std::unique_ptr<Arena>> open(const ArenaOptions& options,
+                                                           ArenaMemory* memory = nullptr);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  [[nodiscard]] PageCount capacity() const { return capacity_; }
+  [[nodiscard]] const std::array<std::uint8_t, 16>& server_id() const;
+  [[nodiscard]] std::uint32_t max_tag_bytes() const { return max_tag_bytes_; }
+  [[nodiscard]] std::uint32_t max_sessions() const { return max_sessions_; }
+  [[nodiscard]] SessionRecord& record(std::uint32_t index) { return records_[index]; }
+  // Bytes of page memory that the arena holds now.
+  [[nodiscard]] Bytes populated() const;
+  [[nodiscard]] std::uint64_t free_slots() const { return allocator_->free_slots(); }
+
+  // For receiving a Put: leaves the emergency slots alone, may give fewer than asked.
+  std::uint32_t allocate(std::span<SlotIndex> out, AllocationHint* hint) {
+    return allocator_->allocate(out, kEmergencySlots, hint);
+  }
+  // For publishing: false only when the machine is out of memory.
+  bool allocate_emergency(SlotIndex* out, AllocationHint* hint) {
+    return allocator_->allocate({out, 1}, 0, hint) == 1;
+  }
+  void free(std::span<const SlotIndex> slots) { allocator_->free(slots); }
+  void trim() { allocator_->trim(kEmergencySlots); }
+
+  [[nodiscard]] std::uint8_t* page(SlotIndex slot) const {
+    return pages_ + std::size_t{slot} * kPageSize;
+  }
+  [[nodiscard]] std::uint8_t* tag(SlotIndex slot) const {
+    return tags_ + std::size_t{slot} * max_tag_bytes_;
+  }
+  [[nodiscard]] std::uint64_t version(SlotIndex slot) const { return meta_[slot].version; }
+  // The slot's content is complete: from now on it is what the session has for `page`.
+  void publish(SlotIndex slot, std::uint32_t session, std::uint64_t page, std::uint64_t version);
+  // The slot no longer holds anything.
+  void retire(SlotIndex slot);
+
+  // Recovery, before the arena is used: calls `keep` for every valid slot of a live session, which
+  // says what the slot replaces: itself (drop it), another (drop that), or nothing.
+  static constexpr SlotIndex kNoSlot = UINT32_MAX;
+  void recover(const std::function<SlotIndex(SlotIndex, const SlotMeta&)>& keep);
+
+ private:
+  Arena() = default;
+  Result<void> map(const ArenaOptions& options);
+  Result<void> map_anonymous(const ArenaOptions& options);
+  Result<void> map_file(const ArenaOptions& options);
+  Result<void> create_file(const ArenaOptions& options, std::uint64_t on_disk_bytes);
+  Result<void> adopt_file(const ArenaOptions& options);
+  void lay_out(PageCount capacity, std::uint32_t max_tag_bytes, std::uint32_t max_sessions,
+               std::size_t alignment);
+  Result<void> map_bytes(int fd);
+  void write_superblock();
+  Result<void> check_records() const;
+  bool populate_extent(std::uint32_t extent);
+  void release_extent(std::uint32_t extent);
+
+  ArenaMemory* memory_ = nullptr;
+  std::unique_ptr<ArenaMemory> own_memory_;
+  std::string path_;
+  int fd_ = -1;
+  bool recovered_ = false;  // the file was there before
+  PageCount capacity_;
+  std::uint32_t max_tag_bytes_ = 0;
+  std::uint32_t max_sessions_ = 0;
+  std::uint32_t extents_ = 0;
+  std::size_t alignment_ = 0;
+  std::size_t records_at_ = 0, meta_at_ = 0, tags_at_ = 0, pages_at_ = 0, bytes_ = 0;
+  std::uint8_t* base_ = nullptr;
+  SessionRecord* records_ = nullptr;
+  SlotMeta* meta_ = nullptr;
+  std::uint8_t* tags_ = nullptr;
+  std::uint8_t* pages_ = nullptr;
+  std::unique_ptr<SlotAllocator> allocator_;
+};
+
+}  // namespace kintsugi::memserver

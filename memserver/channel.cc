@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "memserver/channel.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "memserver/text.h"
+
+namespace kintsugi::memserver {
+
+using wire::FrameHeader;
+using wire::Op;
+using wire::Status;
+
+namespace {
+
+template <typename T>
+std::span<const std::uint8_t> bytes_of(const T& value) {
+  return {reinterpret_cast<const std::uint8_t*>(&value), sizeof(value)};
+}
+
+}  // namespace
+
+Channel::Channel(Sessions* sessions, Stats* stats, Options options)
+    : sessions_(sessions),
+      stats_(stats),
+      options_(std::move(options)),
+      input_(new std::uint8_t[kReceiveBytes]) {}
+
+Channel::~Channel() {
+  drop_put();
+  unbind();
+}
+
+// ---- Input --------------------------------------------------------------------------------------
+
+std::size_t Channel::receive_buffers(std::span<iovec, kMaxIovecs> iov) {
+  direct_bytes_ = 0;
+  if (state_ == State::kWaiting || pending_.size() >= kOutputLimit) return 0;
+  if (input_begin_ == input_end_) {
+    input_begin_ = input_end_ = 0;
+  } else if (input_begin_ > kReceiveBytes / 2) {
+    std::memmove(input_.get(), input(), input_bytes());
+    input_end_ -= input_begin_;
+    input_begin_ = 0;
+  }
+  std::size_t n = 0;
+  std::size_t room = kReceiveBytes - input_end_;
+  const bool in_put = state_ == State::kPutSlots || state_ == State::kPutBounce;
+  if (in_put && input_end_ == 0 && put_bytes() - payload_done_ >= kDirectBytes) {
+    std::size_t at = payload_done_;
+    while (at < put_bytes() && n < kMaxIovecs - 1) {
+      const std::span<std::uint8_t> target = put_target(at, put_bytes());
+      iov[n++] = {target.data(), target.size()};
+      at += target.size();
+    }
+    direct_bytes_ = at - payload_done_;
+    room = kTailBytes;
+    // All of the payload or nothing of what follows.
+    if (at < put_bytes()) return n;
+  }
+  iov[n++] = {input_.get() + input_end_, room};
+  return n;
+}
+
+void Channel::received(std::size_t bytes) {
+  count(stats_->bytes_received, bytes);
+  const std::size_t direct = std::min(bytes, direct_bytes_);
+  direct_bytes_ = 0;
+  payload_done_ += direct;
+  input_end_ += bytes - direct;
+  process();
+}
+
+void Channel::process() {
+  bool more = true;
+  while (more) {
+    switch (state_) {
+      case State::kHeader:
+        more = pending_.size() < kOutputLimit && process_header();
+        break;
+      case State::kPutSlots:
+      case State::kPutBounce:
+        more = process_put();
+        break;
+      case State::kSkip:
+        more = process_skip();
+        break;
+      case State::kWaiting:
+        more = false;
+        break;
+      case State::kClosing:
+        consume(input_bytes());
+        more = false;
+        break;
+    }
+  }
+}
+
+bool Channel::process_header() {
+  if (input_bytes() < sizeof(FrameHeader)) return false;
+  std::memcpy(&header_, input(), sizeof(header_));
+  if (Result<void> checked = wire::check_header(header_, false, tag_bytes_); !checked) {
+    fail(checked.error().message);
+    return true;
+  }
+  const auto op = static_cast<Op>(header_.op);
+  const bool first = !greeted_;
+  if (first != (op == Op::kHello)) {
+    fail(first ? "the first frame is not Hello" : "a second Hello");
+    return true;
+  }
+  if ((header_.flags & wire::kIfUncommitted) != 0 && op != Op::kClaim) {
+    fail("a Claim's flag on another request");
+    return true;
+  }
+  if (op == Op::kPut) {
+    consume(sizeof(header_));
+    begin_put();
+    return true;
+  }
+  // check_header() has bound the payload of every other known op, and unknown ones go no further.
+  const bool known = op >= Op::kHello && op <= Op::kStat;
+  if (known && input_bytes() < sizeof(header_) + header_.length) return false;
+  count(stats_->requests);
+  consume(sizeof(header_));
+  Status status = Status::kOk;
+  switch (op) {
+    case Op::kHello:
+      handle_hello();
+      break;
+    case Op::kOpen:
+      handle_open();
+      break;
+    case Op::kAttach:
+    case Op::kClaim:
+      handle_bind(op);
+      break;
+    case Op::kCommit:
+      if (!check_bound(&status)) return true;
+      if (status == Status::kOk) status = session_->commit(epoch_);
+      if (status == Status::kOk) {
+        spdlog::info("session {} of VM '{}' is committed in epoch {}", id_text(session_->id()),
+                     session_->name(), epoch_);
+        reply(Status::kOk, epoch_);
+      } else {
+        refuse(status);
+      }
+      break;
+    case Op::kGet:
+      handle_get();
+      break;
+    case Op::kDiscard: {
+      if (!check_bound(&status)) return true;
+      std::uint64_t discarded = 0;
+      if (status == Status::kOk) {
+        status = session_->discard(epoch_, header_.page, header_.count, &discarded);
+      }
+      count(stats_->pages_discarded, discarded);
+      status == Status::kOk ? reply(status, epoch_) : refuse(status);
+      break;
+    }
+    case Op::kDrop:
+      handle_drop();
+      return true;  // the session may be gone; a Drop has no payload
+    case Op::kStat: {
+      if (!check_bound(&status)) return true;
+      const BindAnswer answer = session_->stat(epoch_);
+      answer.status == Status::kOk
+          ? reply(Status::kOk, answer.epoch, bytes_of(answer.figures))
+          : refuse(answer.status);
+      break;
+    }
+    case Op::kPut:
+      break;
+    default:
+      fail("an unknown request");
+      return true;
+  }
+  if (state_ != State::kClosing) consume(header_.length);
+  return true;
+}
+
+bool Channel::process_skip() {
+  const std::size_t bytes = std::min(input_bytes(), header_.length - payload_done_);
+  consume(bytes);
+  payload_done_ += bytes;
+  if (payload_done_ < header_.length) return false;
+  state_ = State::kHeader;
+  refuse(skip_status_);
+  return true;
+}
+
+bool Channel::process_put() {
+  while (payload_done_ < put_bytes() && input_bytes() > 0) {
+    const std::span<std::uint8_t> target = put_target(payload_done_, input_bytes());
+    std::memcpy(target.data(), input(), target.size());
+    consume(target.size());
+    payload_done_ += target.size();
+  }
+  if (payload_done_ < put_bytes()) return false;
+  finish_put();
+  return true;
+}
+
+// ---- Binding ------------------------------------------------------------------------------------
+
+void Channel::handle_hello() {
+  wire::HelloRequest hello;
+  std::memcpy(&hello, input(), sizeof(hello));
+  wire::HelloReply answer;
+  answer.version = answer.min_version = wire::kVersion;
+  const std::uint64_t capacity = sessions_->capacity().value;
+  answer.capacity_pages = capacity;
+  answer.free_pages = capacity - sessions_->reserved().value;
+  answer.server_id = sessions_->arena().server_id();
+  Status status = Status::kOk;
+  if (options_.refuse) {
+    status = Status::kTooMany;
+  } else if (hello.min_version > hello.max_version) {
+    status = Status::kBadRequest;
+  } else if (hello.min_version > wire::kVersion || hello.max_version < wire::kVersion) {
+    status = Status::kVersion;
+  }
+  reply(status, 0, bytes_of(answer));
+  if (status == Status::kOk) {
+    greeted_ = true;
+    return;
+  }
+  spdlog::warn("{}: refused at Hello: {}", options_.peer, wire::status_text(status));
+  state_ = State::kClosing;
+}
+
+void Channel::finish_binding(const BindAnswer& answer, std::shared_ptr<Session> session) {
+  if (answer.status != Status::kOk) {
+    refuse(answer.status);
+    return;
+  }
+  unbind();
+  session_ = std::move(session);
+  epoch_ = answer.epoch;
+  tag_bytes_ = session_->tag_bytes();
+  reply(Status::kOk, epoch_, bytes_of(answer.figures));
+}
+
+void Channel::handle_open() {
+  wire::OpenRequest request;
+  std::memcpy(&request, input(), sizeof(request));
+  if (session_ && session_->check(epoch_) != Status::kNoSession) {
+    fail("Open on a connection that is bound");
+    return;
+  }
+  Sessions::Opened opened = sessions_->open(request);
+  const Status status = opened.answer.status;
+  if (status == Status::kBadRequest) {
+    fail("Open with figures out of range");
+    return;
+  }
+  if (status == Status::kOk) {
+    spdlog::info("{}: session {} of VM '{}' opened with {} of {}", options_.peer,
+                 id_text(request.session), opened.session->name(),
+                 size_text(to_bytes(PageCount{request.capacity_pages})),
+                 size_text(to_bytes(PageCount{request.vm_pages})));
+  } else {
+    spdlog::warn("{}: session {} asks for {}, refused: {}", options_.peer,
+                 id_text(request.session),
+                 size_text(to_bytes(PageCount{std::min(request.capacity_pages, kMaxVmPages)})),
+                 wire::status_text(status));
+    count(stats_->refused_opens[static_cast<std::size_t>(status)]);
+  }
+  finish_binding(opened.answer, std::move(opened.session));
+}
+
+void Channel::handle_bind(Op op) {
+  wire::BindRequest request;
+  std::memcpy(&request, input(), sizeof(request));
+  const bool dead = !session_ || session_->check(epoch_) == Status::kNoSession;
+  // A connection may claim its own session again, and else is bound once.
+  if (!dead && (op != Op::kClaim || session_->id() != request.session)) {
+    fail("a second binding of one connection");
+    return;
+  }
+  std::shared_ptr<Session> session = sessions_->find(request.session);
+  if (!session) {
+    refuse(Status::kNoSession);
+    return;
+  }
+  const BindAnswer answer =
+      op == Op::kAttach
+          ? session->attach(header_.epoch)
+          : session->claim(header_.epoch, (header_.flags & wire::kIfUncommitted) != 0);
+  if (op == Op::kClaim) {
+    spdlog::info("{}: claims session {} of VM '{}': {}", options_.peer, id_text(session->id()),
+                 session->name(),
+                 answer.status == Status::kOk ? fmt::format("epoch {}", answer.epoch)
+                                              : wire::status_text(answer.status));
+  }
+  if (answer.status == Status::kFenced) count(stats_->fenced);
+  finish_binding(answer, std::move(session));
+}
+
+void Channel::unbind() {
+  if (session_) session_->unbind(sessions_->now());
+  session_.reset();
+  tag_bytes_ = 0;
+}
+
+bool Channel::check_bound(Status* status) {
+  if (!session_) {
+    fail("a request that needs a session, on a connection that is not bound");
+    return false;
+  }
+  if (header_.epoch != epoch_) {
+    fail("a request in another epoch than the connection's");
+    return false;
+  }
+  const bool pages = header_.op == static_cast<std::uint16_t>(Op::kGet) ||
+                     header_.op == static_cast<std::uint16_t>(Op::kPut) ||
+                     header_.op == static_cast<std::uint16_t>(Op::kDiscard);
+  // check_header() has seen to it that the sum does not wrap.
+  if (pages && header_.page + header_.count > session_->vm_pages()) {
+    fail("pages beyond the VM's last");
+    return false;
+  }
+  *status = session_->check(epoch_);
+  return true;
+}
+
+void Channel::handle_drop() {
+  Status status = Status::kOk;
+  if (!check_bound(&status)) return;
+  if (status == Status::kOk) status = session_->end(epoch_);
+  if (status != Status::kOk) {
+    refuse(status);
+    return;
+  }
+  spdlog::info("{}: session {} of VM '{}' dropped", options_.peer, id_text(session_->id()),
+               session_->name());
+  state_ = State::kWaiting;
+  auto work = [sessions = sessions_, session = session_] { sessions->reclaim(session); };
+  auto done = [this] {
+    state_ = State::kHeader;
+    reply(Status::kOk, epoch_);
+    process();
+  };
+  if (options_.offload) {
+    options_.offload(std::move(work), std::move(done));
+    return;
+  }
+  work();
+  state_ = State::kHeader;
+  reply(Status::kOk, epoch_);
+}
+
+// ---- Pages --------------------------------------------------------------------------------------
+
+void Channel::handle_get() {
+  Status status = Status::kOk;
+  if (!check_bound(&status)) return;
+  if (status != Status::kOk) {
+    refuse(status);
+    return;
+  }
+  std::uint8_t* at =
+      pending_.room(sizeof(FrameHeader) + session_->get_payload_bound(header_.count));
+  const Session::GetAnswer answer =
+      session_->get(epoch_, header_.page, header_.count, at + sizeof(FrameHeader));
+  if (answer.status != Status::kOk) {
+    refuse(answer.status);
+    return;
+  }
+  FrameHeader head = header_;
+  head.flags = wire::kReply;
+  head.length = static_cast<std::uint32_t>(answer.bytes);
+  head.version = answer.version;
+  std::memcpy(at, &head, sizeof(head));
+  pending_.append(sizeof(head) + answer.bytes);
+  count(stats_->pages_got, answer.found);
+  count(stats_->pages_missing, header_.count - answer.found);
+}
+
+std::size_t Channel::put_page_bytes() const { return std::size_t{header_.count} * kPageSize; }
+std::size_t Channel::put_bytes() const { return header_.length; }
+
+std::span<std::uint8_t> Channel::put_target(std::size_t offset, std::size_t limit) {
+  const std::size_t page_bytes = put_page_bytes();
+  if (offset >= page_bytes) {
+    return {put_tags_.get() + (offset - page_bytes), std::min(limit, put_bytes() - offset)};
+  }
+  if (state_ == State::kPutBounce) {
+    return {bounce_.get() + offset, std::min(limit, page_bytes - offset)};
+  }
+  const std::size_t first = offset / kPageSize;
+  std::size_t last = first;
+  while (last + 1 < header_.count && slots_[last + 1] == slots_[last] + 1 &&
+         (last + 1) * kPageSize - offset < limit) {
+    last++;
+  }
+  return {sessions_->arena().page(slots_[first]) + offset % kPageSize,
+          std::min(limit, (last + 1) * kPageSize - offset)};
+}
+
+void Channel::begin_put() {
+  count(stats_->requests);
+  Status status = Status::kOk;
+  if (!check_bound(&status)) return;
+  payload_done_ = 0;
+  if (status != Status::kOk) {
+    skip_status_ = status;
+    state_ = State::kSkip;
+    return;
+  }
+  if (tag_bytes_ > 0 && !put_tags_) {
+    put_tags_.reset(new std::uint8_t[std::size_t{wire::kMaxPagesPerFrame} * wire::kMaxTagBytes]);
+  }
+  slots_held_ = sessions_->arena().allocate({slots_.data(), header_.count}, &hint_);
+  state_ = State::kPutSlots;
+  if (slots_held_ < header_.count) {
+    drop_put();
+    count(stats_->bounced_puts);
+    bounce_.reset(new std::uint8_t[put_page_bytes()]);
+    state_ = State::kPutBounce;
+  }
+}
+
+void Channel::finish_put() {
+  Status status = Status::kOk;
+  if (state_ == State::kPutBounce) {
+    status = session_->publish_copy(epoch_, header_.page, header_.version, header_.count,
+                                    bounce_.get(), put_tags_.get(), &hint_);
+    bounce_.reset();
+  } else {
+    Arena& arena = sessions_->arena();
+    for (std::uint32_t i = 0; tag_bytes_ > 0 && i < header_.count; i++) {
+      std::memcpy(arena.tag(slots_[i]), put_tags_.get() + std::size_t{i} * tag_bytes_, tag_bytes_);
+    }
+    const Session::Published published =
+        session_->publish(epoch_, header_.page, header_.version, {slots_.data(), header_.count});
+    status = published.status;
+    slots_held_ = published.unused;
+    drop_put();
+  }
+  state_ = State::kHeader;
+  if (status == Status::kOk) {
+    count(stats_->pages_put, header_.count);
+    reply(Status::kOk, epoch_);
+  } else {
+    refuse(status);
+  }
+}
+
+void Channel::drop_put() {
+  sessions_->arena().free({slots_.data(), slots_held_});
+  slots_held_ = 0;
+  bounce_.reset();
+}
+
+// ---- Output -------------------------------------------------------------------------------------
+
+void Channel::reply(Status status, std::uint64_t epoch, std::span<const std::uint8_t> payload) {
+  FrameHeader head = header_;
+  head.flags = wire::kReply;
+  head.length = static_cast<std::uint32_t>(payload.size());
+  head.status = static_cast<std::uint32_t>(status);
+  head.epoch = epoch;
+  head.reserved = 0;
+  head.reserved2 = 0;
+  std::uint8_t* at = pending_.room(sizeof(head) + payload.size());
+  std::memcpy(at, &head, sizeof(head));
+  if (!payload.empty()) std::memcpy(at + sizeof(head), payload.data(), payload.size());
+  pending_.append(sizeof(head) + payload.size());
+}
+
+void Channel::refuse(Status status) {
+  if (status == Status::kFenced && header_.op != static_cast<std::uint16_t>(Op::kAttach) &&
+      header_.op != static_cast<std::uint16_t>(Op::kClaim)) {
+    count(stats_->fenced);
+  }
+  reply(status);
+}
+
+void Channel::fail(const std::string& why) {
+  count(stats_->protocol_errors);
+  spdlog::warn("{}: {}: connection closed", options_.peer, why);
+  // Who does not speak the protocol would not understand the answer.
+  if (header_.magic == wire::kMagic) {
+    if (header_.op == static_cast<std::uint16_t>(Op::kHello)) {
+      const wire::HelloReply nothing{};
+      reply(Status::kBadRequest, 0, bytes_of(nothing));
+    } else {
+      reply(Status::kBadRequest);
+    }
+  }
+  drop_put();
+  state_ = State::kClosing;
+}
+
+std::span<const std::uint8_t> Channel::take_output() {
+  if (sending_.size() > 0 || pending_.size() == 0) return {};
+  std::swap(pending_, sending_);
+  // Requests may have waited for the room.
+  process();
+  return sending_.bytes();
+}
+
+void Channel::output_sent() {
+  count(stats_->bytes_sent, sending_.size());
+  sending_.clear();
+}
+
+}  // namespace kintsugi::memserver

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "memserver/server.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <spdlog/spdlog.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "memserver/text.h"
+
+namespace kintsugi::memserver {
+
+Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, Stage* stage) {
+  Stage ignored{};
+  std::unique_ptr<Server> server(new Server(options));
+  if (Result<void> begun = server->begin(stage ? stage : &ignored); !begun) return begun.error();
+  return server;
+}
+
+Result<void> Server::begin(Stage* stage) {
+  *stage = Stage::kListening;
+  if (options_.listen.empty()) {
+    return make_error(EINVAL, "no address to listen on: give --listen tcp:0.0.0.0:7070, say");
+  }
+  // Connections are bounded by --max-connections; files need not be.
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+    files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1U << 20);
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  // Listening first: two servers by mistake on one address must not meet in the arena.
+  if (Result<void> r = begin_listeners(); !r) return r;
+  *stage = Stage::kArena;
+  Result<std::unique_ptr<Arena>> arena = Arena::open(options_.arena);
+  if (!arena) return arena.error();
+  arena_ = std::move(*arena);
+  Result<std::unique_ptr<Sessions>> sessions =
+      Sessions::create(arena_.get(), options_.limits, options_.clock);
+  if (!sessions) return sessions.error();
+  sessions_ = std::move(*sessions);
+  *stage = Stage::kRest;
+  slow_tasks_ = std::make_unique<TaskThread>();
+  if (Result<void> r = begin_loops(); !r) return r;
+  *stage = Stage::kListening;
+  const CollectFigures collect = [this] { return figures(); };
+  if (!options_.metrics.empty()) {
+    Result<std::unique_ptr<Metrics>> metrics = Metrics::start(options_.metrics, collect);
+    if (!metrics) return metrics.error();
+    metrics_ = std::move(*metrics);
+  }
+  if (!options_.control.empty()) {
+    Result<std::unique_ptr<ControlSocket>> control = ControlSocket::start(
+        options_.control, collect,
+        [this](const wire::SessionId& id, bool force) { return drop(id, force); });
+    if (!control) return control.error();
+    control_ = std::move(*control);
+  }
+  *stage = Stage::kRest;
+  if (Result<void> r = write_port_file(); !r) return r;
+  port_file_written_ = !options_.port_file.empty();
+  return {};
+}
+
+Result<void> Server::begin_listeners() {
+  for (const std::string& text : options_.listen) {
+    const Result<wire::Uri> uri = wire::parse_uri(text);
+    if (!uri) return uri.error();
+    Result<std::vector<std::unique_ptr<Listener>>> opened =
+        Listener::open(*uri, options_.unix_mode);
+    if (!opened) return opened.error();
+    for (std::unique_ptr<Listener>& listener : *opened) listeners_.push_back(std::move(listener));
+  }
+  return {};
+}
+
+Result<void> Server::begin_loops() {
+  unsigned threads = options_.threads;
+  if (threads == 0) threads = std::clamp(std::thread::hardware_concurrency(), 1U, 2U);
+  threads = std::min(threads, kMaxThreads);
+  for (unsigned i = 0; i < threads; i++) {
+    Result<std::unique_ptr<EventLoop>> loop = make_event_loop(options_.loop);
+    if (!loop) return loop.error();
+    auto worker = std::make_unique<Worker>();
+    worker->loop = std::move(*loop);
+    worker->peers =
+        std::make_unique<Peers>(worker->loop.get(), sessions_.get(), &worker->stats);
+    workers_.push_back(std::move(worker));
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    worker->thread = std::thread([w = worker.get()] {
+      pthread_setname_np(pthread_self(), "loop");
+      w->loop->run();
+    });
+  }
+  return {};
+}
+
+Result<void> Server::write_port_file() const {
+  if (options_.port_file.empty()) return {};
+  nlohmann::json content{{"pid", getpid()}, {"listen", uris()}};
+  if (metrics_) content["metrics"] = metrics_->address();
+  if (control_) content["control"] = options_.control;
+  const std::string text = content.dump(2) + "\n";
+  const std::string temporary = options_.port_file + ".new";
+  // Whoever waits for the file must never see half of it.
+  std::FILE* file = std::fopen(temporary.c_str(), "we");
+  bool written = file && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  int code = errno;
+  if (file && std::fclose(file) != 0) {
+    code = errno;
+    written = false;
+  }
+  if (written && std::rename(temporary.c_str(), options_.port_file.c_str()) == 0) return {};
+  if (written) code = errno;
+  return make_error(code, "cannot write --port-file {}: {}", options_.port_file, errno_text(code));
+}
+
+Server::~Server() {
+  if (port_file_written_) std::remove(options_.port_file.c_str());
+  // Who asks from outside goes first, then who serves, then who cleans up, then what is served.
+  control_.reset();
+  metrics_.reset();
+  listeners_.clear();
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->thread.joinable()) continue;
+    worker->loop->post([w = worker.get()] {
+      w->peers->close_all();
+      w->loop->stop();
+    });
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (worker->thread.joinable()) worker->thread.join();
+  }
+  slow_tasks_.reset();
+  workers_.clear();
+}
+
+std::vector<std::string> Server::uris() const {
+  std::vector<std::string> uris;
+  for (const std::unique_ptr<Listener>& listener : listeners_) {
+    uris.push_back(listener->uri().text());
+  }
+  return uris;
+}
+
+void Server::run(int stop_fd) {
+  constexpr std::chrono::milliseconds kTick{1000};
+  std::vector<pollfd> fds{{stop_fd, POLLIN, 0}};
+  for (const std::unique_ptr<Listener>& listener : listeners_) {
+    fds.push_back({listener->fd(), POLLIN, 0});
+  }
+  auto next_tick = std::chrono::steady_clock::now() + kTick;
+  bool paused = false;
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
+        next_tick - std::chrono::steady_clock::now());
+    // While paused only the end and the next tick count.
+    const int n = poll(fds.data(), paused ? 1 : fds.size(),
+                       static_cast<int>(std::max<std::int64_t>(left.count(), 0)));
+    if (n > 0 && fds[0].revents != 0) return;
+    if (std::chrono::steady_clock::now() >= next_tick) {
+      tick();
+      next_tick = std::chrono::steady_clock::now() + kTick;
+      paused = false;
+    }
+    if (n <= 0 || paused) continue;
+    for (std::size_t i = 0; i < listeners_.size() && !paused; i++) {
+      if (fds[i + 1].revents != 0) paused = !accept_from(*listeners_[i]);
+    }
+  }
+}
+
+bool Server::accept_from(const Listener& listener) {
+  Listener::Accepted accepted = listener.accept();
+  if (accepted.fd < 0) {
+    const int code = -accepted.fd;
+    // The connection may have gone again; anything else is a shortage that lasts.
+    if (code == EAGAIN || code == ECONNABORTED || code == EPROTO) return true;
+    spdlog::error("cannot accept a connection: {}: raise this process's limits (LimitNOFILE)",
+                  errno_text(code));
+    return false;
+  }
+  std::uint64_t open = 0;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    open += read(worker->stats.connections_accepted) - read(worker->stats.connections_closed);
+  }
+  if (open >= options_.max_connections + kRefusable) {
+    spdlog::warn("{}: closed: {} connections are open", accepted.peer, open);
+    close(accepted.fd);
+    return true;
+  }
+  spdlog::debug("{}: connected", accepted.peer);
+  Worker* worker = workers_[next_worker_++ % workers_.size()].get();
+  // Counted here, not in the loop, so that a burst of connections cannot slip past the bound.
+  count(worker->stats.connections_accepted);
+  Channel::Options options;
+  options.peer = std::move(accepted.peer);
+  options.refuse = open >= options_.max_connections;
+  options.offload = [this, worker](std::function<void()> work, std::function<void()> done) {
+    slow_tasks_->post([worker, work = std::move(work), done = std::move(done)] {
+      work();
+      worker->loop->post(done);
+    });
+  };
+  worker->loop->post([worker, fd = accepted.fd, options = std::move(options)]() mutable {
+    worker->peers->add(fd, std::move(options));
+  });
+  return true;
+}
+
+void Server::tick() {
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    worker->loop->post([w = worker.get()] { w->peers->check_timeouts(); });
+  }
+  slow_tasks_->post([this] { sessions_->expire(); });
+}
+
+std::string Server::drop(const wire::SessionId& id, bool force) {
+  const std::shared_ptr<Session> session = sessions_->find(id);
+  if (!session) return fmt::format("no session {} here", id_text(id));
+  if (!session->end_by_operator(force)) {
+    const Session::Figures f = session->figures();
+    if (f.ended) return fmt::format("session {} has ended already", id_text(id));
+    return fmt::format(
+        "session {} of VM '{}' {}: dropping it kills the VM if it still runs; use --force if it "
+        "does not",
+        id_text(id), session->name(),
+        f.committed ? "is committed" : fmt::format("has {} connections", f.connections));
+  }
+  spdlog::warn("session {} of VM '{}' dropped by the operator", id_text(id), session->name());
+  sessions_->reclaim(session);
+  return "";
+}
+
+ServerFigures Server::figures() {
+  ServerFigures f;
+  f.server_id = id_text(arena_->server_id());
+  f.listen = uris();
+  f.loop = workers_.front()->loop->name();
+  f.capacity_pages = arena_->capacity().value;
+  f.reserved_pages = sessions_->reserved().value;
+  f.populated_bytes = arena_->populated().value;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    const Stats& s = worker->stats;
+    const std::uint64_t closed = read(s.connections_closed);
+    const std::uint64_t accepted = read(s.connections_accepted);
+    f.connections_accepted += accepted;
+    f.connections += accepted - closed;
+    f.requests += read(s.requests);
+    f.pages_put += read(s.pages_put);
+    f.pages_got += read(s.pages_got);
+    f.pages_missing += read(s.pages_missing);
+    f.pages_discarded += read(s.pages_discarded);
+    f.bytes_received += read(s.bytes_received);
+    f.bytes_sent += read(s.bytes_sent);
+    f.fenced += read(s.fenced);
+    f.protocol_errors += read(s.protocol_errors);
+    f.bounced_puts += read(s.bounced_puts);
+    for (std::size_t i = 0; i < f.refused_opens.size(); i++) {
+      f.refused_opens[i] += read(s.refused_opens[i]);
+    }
+  }
+  for (const std::shared_ptr<Session>& session : sessions_->list()) {
+    const Session::Figures s = session->figures();
+    if (s.ended) continue;
+    f.used_pages += s.used_pages;
+    f.sessions.push_back({id_text(session->id()), session->name(), s.epoch, session->vm_pages(),
+                          session->capacity_pages(), s.used_pages, s.connections, s.committed});
+  }
+  return f;
+}
+
+}  // namespace kintsugi::memserver

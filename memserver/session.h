@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One VM's memory on this server: which slot holds which page, who may speak for it, how much it
+// may hold.
+//
+// Fencing. Every request carries the epoch of its connection's binding, and is checked under the
+// session's lock at the instant it takes effect. A Put therefore never touches a slot that the
+// session names: its payload goes to free slots while nobody looks, and publish() makes them the
+// session's, or refuses because a Claim came in between. The same lock makes a Get's copy whole.
+//
+// Thread-safe. Sessions are shared: the table holds one reference, each bound connection another.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "memserver/arena.h"
+#include "wire/protocol.h"
+
+namespace kintsugi::memserver {
+
+using TimePoint = std::chrono::steady_clock::time_point;
+
+// An array of u32 that begins as zeros and takes memory only where it is written.
+class LazyArray {
+ public:
+  explicit LazyArray(std::uint64_t length);
+  ~LazyArray();
+  LazyArray(const LazyArray&) = delete;
+  LazyArray& operator=(const LazyArray&) = delete;
+  [[nodiscard]] bool ok() const { return data_ != nullptr; }
+  std::uint32_t& operator[](std::uint64_t i) { return data_[i]; }
+
+ private:
+  std::uint32_t* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// What a request to bind is answered. Epoch and figures count with kOk only.
+struct BindAnswer {
+  wire::Status status = wire::Status::kOk;
+  std::uint64_t epoch = 0;
+  wire::SessionReply figures{};
+};
+
+class Session {
+ public:
+  // Of a live record of the arena, which outlives the session. `now`: when it was last in use.
+  Session(Arena* arena, std::uint32_t record, TimePoint now);
+  // False when there are no addresses for its page table.
+  [[nodiscard]] bool ok() const { return table_.ok(); }
+
+  // Binding: counts one more connection when the status is kOk. Attach wants the current epoch;
+  // claim raises it.
+  BindAnswer open();
+  BindAnswer attach(std::uint64_t epoch);
+  BindAnswer claim(std::uint64_t epoch, bool if_uncommitted);
+  // A bound connection has closed.
+  void unbind(TimePoint now);
+
+  // kOk, or why a request in this epoch gets nothing.
+  [[nodiscard]] wire::Status check(std::uint64_t epoch);
+  // What Stat answers.
+  BindAnswer stat(std::uint64_t epoch);
+  wire::Status commit(std::uint64_t epoch);
+
+  // Pages page..page+slots.size()-1, within vm_pages, become what the slots hold. Afterwards the
+  // first `unused` of `slots` are slots to be freed by the caller: replaced or not taken.
+  struct Published {
+    wire::Status status;
+    std::size_t unused;
+  };
+  Published publish(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
+                    std::span<SlotIndex> slots);
+  // The same for pages that had to be received elsewhere; `tags` may be null without tags.
+  wire::Status publish_copy(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
+                            std::uint32_t count, const std::uint8_t* pages,
+                            const std::uint8_t* tags, AllocationHint* hint);
+
+  // Writes a Get's payload to `out`, which has room for get_payload_bound(count), and its length
+  // to `bytes`; `version` gets the lowest one found, `found` the number of pages.
+  struct GetAnswer {
+    wire::Status status = wire::Status::kOk;
+    std::size_t bytes = 0;
+    std::uint64_t version = 0;
+    std::uint32_t found = 0;
+  };
+  GetAnswer get(std::uint64_t epoch, std::uint64_t page, std::uint32_t count, std::uint8_t* out);
+  [[nodiscard]] std::size_t get_payload_bound(std::uint32_t count) const {
+    return wire::get_bitmap_bytes(count) + std::size_t{count} * (kPageSize + tag_bytes_);
+  }
+  // `discarded` gets the number of pages that were there.
+  wire::Status discard(std::uint64_t epoch, std::uint64_t page, std::uint64_t count,
+                       std::uint64_t* discarded);
+
+  // Ends the session: nothing is answered but kNoSession from here on, and the record is free.
+  // The slots are still held: free_slots() gives them back, once, on any thread.
+  wire::Status end(std::uint64_t epoch);
+  // For the operator. Without `force` only a session that no connection holds and nobody has
+  // committed. False: refused, or ended already.
+  bool end_by_operator(bool force);
+  // If it is uncommitted and had no connection since before `limit`.
+  bool end_if_orphan(TimePoint limit);
+  void free_slots();
+
+  // Recovery: the slot that must go when `slot` is to hold its page, kNoSlot when none must.
+  SlotIndex adopt(SlotIndex slot, const SlotMeta& meta);
+
+  [[nodiscard]] const wire::SessionId& id() const { return id_; }
+  [[nodiscard]] const std::string& name() const { return name_; }
+  [[nodiscard]] std::uint64_t vm_pages() const { return vm_pages_; }
+  [[nodiscard]] std::uint64_t capacity_pages() const { return capacity_pages_; }
+  [[nodiscard]] std::uint32_t tag_bytes() const { return tag_bytes_; }
+  [[nodiscard]] std::uint32_t record() const { return record_; }
+  struct Figures {
+    std::uint64_t epoch = 0;
+    std::uint64_t used_pages = 0;
+    std::uint32_t connections = 0;
+    bool committed = false;
+    bool ended = false;
+  };
+  [[nodiscard]] Figures figures();
+
+ private:
+  // Pages that one lock hold may copy: others wait no longer than that.
+  static constexpr std::uint32_t kPagesPerHold = 16;
+  // Page table entries that share one bit of touched_.
+  static constexpr std::uint64_t kBlockPages = 1024;
+
+  [[nodiscard]] wire::Status check_locked(std::uint64_t epoch) const;
+  BindAnswer bound_locked();
+  [[nodiscard]] wire::SessionReply figures_locked() const;
+  void end_locked();
+  // Makes `slot` hold `page`; returns the slot that is unused now, kNoSlot when none is.
+  SlotIndex store_locked(std::uint64_t page, std::uint64_t version, SlotIndex slot);
+  // The next page from `page` on, below `end`, that may have an entry.
+  [[nodiscard]] std::uint64_t skip_untouched(std::uint64_t page, std::uint64_t end) const;
+
+  Arena* const arena_;
+  const std::uint32_t record_;
+  const wire::SessionId id_;
+  const std::string name_;
+  const std::uint64_t vm_pages_;
+  const std::uint64_t capacity_pages_;
+  const std::uint32_t tag_bytes_;
+
+  std::mutex mutex_;
+  std::uint64_t epoch_;  // as in the record
+  bool committed_;
+  bool ended_ = false;
+  std::uint64_t used_pages_ = 0;
+  std::uint32_t connections_ = 0;
+  TimePoint last_used_;
+  LazyArray table_;                     // slot + 1, 0: not stored
+  std::vector<std::uint64_t> touched_;  // a bit per kBlockPages entries
+};
+
+}  // namespace kintsugi::memserver
