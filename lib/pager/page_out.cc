@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "pager/page_out.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <array>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+namespace kintsugi {
+namespace {
+
+// How often the kernel may answer EAGAIN without progress before a page is left alone.
+constexpr int kMoveTries = 64;
+
+constexpr std::uint64_t bits(unsigned from, unsigned count) {
+  return count == 0 ? 0 : (~std::uint64_t{0} >> (64 - count)) << from;
+}
+
+// Calls fn(place, count) for each run of set bits whose pages also lie together in memory.
+template <typename Fn>
+void for_each_run(const PagerCore& core, PageIndex first, std::uint64_t mask, Fn&& fn) {
+  while (mask != 0) {
+    const auto from = static_cast<unsigned>(std::countr_zero(mask));
+    const auto ones = static_cast<unsigned>(std::countr_one(mask >> from));
+    const auto count = static_cast<unsigned>(
+        core.regions.contiguous(first + PageCount{from}, PageCount{ones}).value);
+    if (count == 0) {  // in no region: not ours to take
+      mask &= ~bits(from, 1);
+      continue;
+    }
+    fn(from, count);
+    mask &= ~bits(from, count);
+  }
+}
+
+// Which of up to 64 pages are mapped to nothing at all, neither memory nor swap. All "mapped" when
+// /proc/self/pagemap cannot be read.
+class Pagemap {
+ public:
+  Pagemap() : fd_(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+  ~Pagemap() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Pagemap(const Pagemap&) = delete;
+  Pagemap& operator=(const Pagemap&) = delete;
+  [[nodiscard]] bool ok() const { return fd_ >= 0; }
+
+  [[nodiscard]] std::uint64_t holes(const char* host, unsigned count) const {
+    std::array<std::uint64_t, kMaxUnitPages> entries;
+    const auto wanted = static_cast<ssize_t>(count * sizeof(std::uint64_t));
+    const auto at = static_cast<off_t>(reinterpret_cast<std::uint64_t>(host) / kPageSize *
+                                       sizeof(std::uint64_t));
+    if (pread(fd_, entries.data(), static_cast<std::size_t>(wanted), at) != wanted) return 0;
+    std::uint64_t mask = 0;
+    for (unsigned i = 0; i < count; i++) {
+      if ((entries[i] & kPresentOrSwapped) == 0) mask |= std::uint64_t{1} << i;
+    }
+    return mask;
+  }
+
+ private:
+  static constexpr std::uint64_t kPresentOrSwapped = std::uint64_t{3} << 62;
+  const int fd_;
+};
+
+class MovePageOut final : public PageOut {
+ public:
+  explicit MovePageOut(PagerCore& core) : core_(core) {}
+
+  TakenPages take(Staging::Frame& frame, unsigned index, PageIndex first, std::uint64_t want,
+                  ServerId server) override {
+    std::uint64_t begun = 0;
+    for (std::uint64_t left = want; left != 0; left &= left - 1) {
+      const auto place = static_cast<unsigned>(std::countr_zero(left));
+      if (core_.map.try_begin_evict(first + PageCount{place}, server)) begun |= bits(place, 1);
+    }
+    core_.give_room(std::popcount(begun));
+    TakenPages taken;
+    for_each_run(core_, first, begun, [&](unsigned from, unsigned count) {
+      move_run(frame, index, first, from, count, &taken);
+    });
+    return taken;
+  }
+
+ private:
+  void move_run(Staging::Frame& frame, unsigned index, PageIndex first, unsigned from,
+                unsigned count, TakenPages* taken) {
+    char* host = core_.regions.host(first + PageCount{from});
+    const unsigned end = from + count;
+    int tries = 0;
+    for (unsigned at = from; at < end;) {
+      char* source = host + (at - from) * kPageSize;
+      const UffdResult result =
+          core_.uffd->move(core_.staging->place(index, at), source, (end - at) * kPageSize);
+      const unsigned moved =
+          result.error == 0 ? end - at : static_cast<unsigned>(result.done_bytes >> kPageShift);
+      if (moved > 0) {
+        taken->staged |= bits(at, moved);
+        core_.queued.fetch_add(moved, std::memory_order_acq_rel);
+        frame.staged.store(taken->staged, std::memory_order_release);
+        unmapped(first, at, moved);
+        at += moved;
+        tries = 0;
+        continue;
+      }
+      switch (result.error) {
+        case EAGAIN:
+          if (++tries < kMoveTries) {
+            sched_yield();
+            continue;
+          }
+          break;
+        case ENOENT: {
+          // Nothing there; ask how far, so that a hole costs one call and not one a page.
+          unsigned holes = 1;
+          if (pagemap_.ok()) {
+            const auto more =
+                static_cast<unsigned>(std::countr_one(pagemap_.holes(source, end - at)));
+            if (more > holes) holes = more;
+          }
+          taken->holes |= bits(at, holes);
+          unmapped(first, at, holes);
+          at += holes;
+          continue;
+        }
+        case EEXIST:
+          if (++tries < 2) {
+            (void)core_.uffd->discard(core_.staging->place(index, at), kPageSize).error;
+            continue;
+          }
+          break;
+        case EBUSY:  // was shared by a fork, which can be mended; or pinned
+          if (++tries < 2 && core_.uffd->unshare(source, kPageSize).error == 0) continue;
+          break;
+        default:
+          break;
+      }
+      refuse(first + PageCount{at}, taken);
+      at++;
+      tries = 0;
+    }
+    // Faults that found the pages Unmapping were left to this.
+    (void)core_.uffd->wake(host, count * kPageSize).error;
+  }
+
+  void unmapped(PageIndex first, unsigned from, unsigned count) {
+    for (unsigned i = from; i < from + count; i++) {
+      [[maybe_unused]] const bool was_unmapping = core_.map.unmapped(first + PageCount{i});
+    }
+  }
+
+  void refuse(PageIndex page, TakenPages* taken) {
+    [[maybe_unused]] const bool local = core_.map.cancel_evict(page);
+    core_.resident.fetch_add(1, std::memory_order_acq_rel);
+    taken->refused++;
+  }
+
+  PagerCore& core_;
+  Pagemap pagemap_;
+};
+
+class WriteProtectPageOut final : public PageOut {
+ public:
+  explicit WriteProtectPageOut(PagerCore& core) : core_(core) {}
+  [[nodiscard]] bool ok() const { return pagemap_.ok(); }
+
+  TakenPages take(Staging::Frame& frame, unsigned index, PageIndex first, std::uint64_t want,
+                  ServerId server) override {
+    std::uint64_t begun = 0;
+    for (std::uint64_t left = want; left != 0; left &= left - 1) {
+      const auto place = static_cast<unsigned>(std::countr_zero(left));
+      if (core_.map.try_begin_evict_wp(first + PageCount{place}, server)) begun |= bits(place, 1);
+    }
+    core_.give_room(std::popcount(begun));
+    TakenPages taken;
+    for_each_run(core_, first, begun, [&](unsigned from, unsigned count) {
+      take_run(frame, index, first, from, count, &taken);
+    });
+    return taken;
+  }
+
+ private:
+  void take_run(Staging::Frame& frame, unsigned index, PageIndex first, unsigned from,
+                unsigned count, TakenPages* taken) {
+    char* host = core_.regions.host(first + PageCount{from});
+    // Looked at after the pages were begun: whatever fills a hole from now on is a fault, and takes
+    // the page back.
+    const std::uint64_t holes = pagemap_.holes(host, count);
+    const UffdResult protected_ = core_.uffd->protect(host, count * kPageSize, true);
+    if (protected_.error != 0) {
+      for (unsigned i = 0; i < count; i++) refuse(first + PageCount{from + i}, host, i, taken);
+      return;
+    }
+    for (unsigned i = 0; i < count; i++) {
+      if ((holes >> i & 1) != 0) continue;
+      const PageIndex page = first + PageCount{from + i};
+      if (core_.map.load(page).state() != PageState::kEvictingWp) continue;  // taken back
+      std::memcpy(core_.staging->place(index, from + i), host + i * kPageSize, kPageSize);
+    }
+    std::uint64_t committed = 0;
+    for (unsigned i = 0; i < count; i++) {
+      if (!core_.map.commit_discard(first + PageCount{from + i})) continue;
+      if ((holes >> i & 1) != 0) {
+        taken->holes |= bits(from + i, 1);
+        [[maybe_unused]] const bool gone = core_.map.unmapped(first + PageCount{from + i});
+      } else {
+        committed |= bits(i, 1);
+      }
+    }
+    if (taken->holes != 0) (void)core_.uffd->wake(host, count * kPageSize).error;
+    for (std::uint64_t left = committed; left != 0;) {
+      const auto at = static_cast<unsigned>(std::countr_zero(left));
+      const auto run = static_cast<unsigned>(std::countr_one(left >> at));
+      discard_run(frame, first, from, at, run, host, taken);
+      left &= ~bits(at, run);
+    }
+  }
+
+  void discard_run(Staging::Frame& frame, PageIndex first, unsigned from, unsigned at, unsigned run,
+                   char* host, TakenPages* taken) {
+    char* start = host + at * kPageSize;
+    const UffdResult discarded = core_.uffd->discard(start, run * kPageSize);
+    if (discarded.error != 0) {
+      for (unsigned i = 0; i < run; i++) {
+        [[maybe_unused]] const bool local =
+            core_.map.cancel_evict(first + PageCount{from + at + i});
+        core_.resident.fetch_add(1, std::memory_order_acq_rel);
+        taken->refused++;
+      }
+      (void)core_.uffd->protect(start, run * kPageSize, false).error;
+      (void)core_.uffd->wake(start, run * kPageSize).error;
+      return;
+    }
+    // Only now: until madvise() returns, another CPU may still read the old page, and must not run
+    // beside one that writes to a new one.
+    taken->staged |= bits(from + at, run);
+    core_.queued.fetch_add(run, std::memory_order_acq_rel);
+    frame.staged.store(taken->staged, std::memory_order_release);
+    for (unsigned i = 0; i < run; i++) {
+      [[maybe_unused]] const bool gone = core_.map.unmapped(first + PageCount{from + at + i});
+    }
+    (void)core_.uffd->wake(start, run * kPageSize).error;
+  }
+
+  void refuse(PageIndex page, char* host, unsigned i, TakenPages* taken) {
+    if (!core_.map.cancel_evict_wp(page)) return;  // F has, and lifts the protection
+    core_.resident.fetch_add(1, std::memory_order_acq_rel);
+    (void)core_.uffd->protect(host + i * kPageSize, kPageSize, false).error;
+    taken->refused++;
+  }
+
+  PagerCore& core_;
+  Pagemap pagemap_;
+};
+
+}  // namespace
+
+std::unique_ptr<PageOut> make_move_page_out(PagerCore& core) {
+  return std::make_unique<MovePageOut>(core);
+}
+
+Result<std::unique_ptr<PageOut>> make_write_protect_page_out(PagerCore& core) {
+  auto method = std::make_unique<WriteProtectPageOut>(core);
+  if (!method->ok()) {
+    return make_error(errno,
+                      "cannot open /proc/self/pagemap, which paging out by write protection "
+                      "needs");
+  }
+  return std::unique_ptr<PageOut>(std::move(method));
+}
+
+}  // namespace kintsugi

@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "pager/pager.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "pager/core.h"
+#include "pager/evictor.h"
+#include "pager/fault_thread.h"
+#include "pager/prefetch.h"
+
+namespace kintsugi {
+namespace {
+
+constexpr std::uint64_t kMinReserve_pages = 256;
+constexpr std::uint64_t kMaxReserve_pages = 1U << 18;
+constexpr std::uint64_t kReserveShare = 32;
+// Frames of the eviction queue.
+constexpr std::uint64_t kMinFrames = 4;
+constexpr std::uint64_t kMaxFrames = 256;
+
+Result<void> check_config(const PagerConfig& config, const SplitPlan& plan) {
+  if (sysconf(_SC_PAGESIZE) != static_cast<long>(kPageSize)) {
+    return make_error(EOPNOTSUPP, "remote memory needs a host kernel with 4 KiB pages");
+  }
+  if (config.servers.empty() || config.servers.size() > kMaxServers) {
+    return make_error(EINVAL, "remote memory on {} memory servers; 1 to {} can be used",
+                      config.servers.size(), kMaxServers);
+  }
+  if (plan.pages() != config.vm_pages || plan.chunk_pages() != config.chunk_pages ||
+      plan.servers() != config.servers.size()) {
+    return make_error(EINVAL,
+                      "the plan is for {} pages in chunks of {} over {} servers, the pager for {} "
+                      "in chunks of {} over {}",
+                      plan.pages().value, plan.chunk_pages().value, plan.servers(),
+                      config.vm_pages.value, config.chunk_pages.value, config.servers.size());
+  }
+  if (Result<void> chunk = check_chunk_pages(config.chunk_pages); !chunk) return chunk;
+  for (unsigned i = 0; i < config.servers.size(); i++) {
+    const PageCount planned = plan.pages_on(ServerId{static_cast<std::uint8_t>(i + 1)});
+    if (planned > config.servers[i].capacity) {
+      return make_error(ENOSPC, "the plan has {} pages on {}, which has room for {}", planned.value,
+                        config.servers[i].uri.text(), config.servers[i].capacity.value);
+    }
+  }
+  if (config.history != nullptr && config.history->pages() != config.vm_pages) {
+    return make_error(EINVAL, "the access history is of {} pages, the VM has {}",
+                      config.history->pages().value, config.vm_pages.value);
+  }
+  return {};
+}
+
+Result<void> choose_limits(PagerCore* core) {
+  PagerConfig& config = core->config;
+  if (config.reserve.value == 0) {
+    config.reserve = PageCount{std::min(
+        std::clamp(config.limit.value / kReserveShare, kMinReserve_pages, kMaxReserve_pages),
+        config.limit.value / 4)};
+  }
+  if (config.reserve.value < 8 || config.limit.value < 2 * config.reserve.value) {
+    return make_error(EINVAL,
+                      "a main host with room for {} pages of which {} are kept free is too small: "
+                      "give it more memory",
+                      config.limit.value, config.reserve.value);
+  }
+  const auto limit = static_cast<std::int64_t>(config.limit.value);
+  const auto reserve = static_cast<std::int64_t>(config.reserve.value);
+  core->limit = limit;
+  core->prefetch_limit = limit - reserve / 4;
+  core->evict_at = limit - reserve / 2;
+  core->evict_to = limit - reserve;
+  return {};
+}
+
+Result<void> choose_method(PagerCore* core) {
+  const PageOutSupport support = probe_page_out(*core->uffd);
+  const PageOutMethod wanted = core->config.method;
+  if (wanted == PageOutMethod::kMove && !support.move) {
+    return make_error(EOPNOTSUPP, "page-out by move is not possible: {}", support.move_reason);
+  }
+  if (wanted == PageOutMethod::kWriteProtect && !support.write_protect) {
+    return make_error(EOPNOTSUPP, "page-out by write protection is not possible: {}",
+                      support.write_protect_reason);
+  }
+  if (wanted != PageOutMethod::kWriteProtect && support.move) {
+    core->method = PageOutMethod::kMove;
+    core->method_reason =
+        wanted == PageOutMethod::kMove ? "chosen by the user" : "UFFDIO_MOVE works on this kernel";
+    core->zero_by_copy = !support.move_takes_zero_page;
+    return {};
+  }
+  if (!support.write_protect) {
+    return make_error(EOPNOTSUPP, "this kernel cannot page out guest memory: {}; {}",
+                      support.move_reason, support.write_protect_reason);
+  }
+  core->method = PageOutMethod::kWriteProtect;
+  core->method_reason = wanted == PageOutMethod::kWriteProtect
+                            ? "chosen by the user"
+                            : "UFFDIO_MOVE is not possible: " + support.move_reason;
+  return {};
+}
+
+void make_links(PagerCore* core) {
+  const PagerConfig& config = core->config;
+  for (unsigned i = 0; i < config.servers.size(); i++) {
+    ServerLinkConfig link;
+    link.server = ServerId{static_cast<std::uint8_t>(i + 1)};
+    link.uri = config.servers[i].uri;
+    link.session = config.session;
+    link.connect_timeout = config.connect_timeout;
+    link.io_timeout = config.io_timeout;
+    link.ping_interval = config.ping_interval;
+    link.backoff_min = config.backoff_min;
+    link.backoff_max = config.backoff_max;
+    link.on_change = [core] { core->ring_all(); };
+    link.on_event = [core, server = link.server](bool lost, const std::string& error) {
+      if (!core->config.on_server_event) return;
+      core->config.on_server_event(ServerEvent{server, core->link(server).name(), lost, error});
+    };
+    core->links.push_back(std::make_unique<ServerLink>(std::move(link)));
+  }
+}
+
+template <typename T>
+Result<void> make_ring(SpscRing<T>* ring, std::size_t capacity, const char* what) {
+  Result<SpscRing<T>> made = SpscRing<T>::create(capacity, what);
+  if (!made) return made.error();
+  *ring = std::move(*made);
+  return {};
+}
+
+// MOVE refuses memory whose mapping differs from the eviction queue's (mlock, for one). Tried on a
+// region's first page, and put back.
+Result<void> try_move(PagerCore& core, const Region& region) {
+  char* place = core.staging->place(0, 0);
+  const UffdResult out = core.uffd->move(place, region.host, kPageSize);
+  if (out.error == 0) {
+    const UffdResult back = core.uffd->move(region.host, place, kPageSize);
+    if (back.error == 0) return {};
+    return make_error(back.error, "UFFDIO_MOVE moved a page out and not back: {}",
+                      std::strerror(back.error));
+  }
+  if (out.error == ENOENT || out.error == EBUSY || out.error == EAGAIN) return {};
+  return make_error(out.error, "UFFDIO_MOVE refuses the guest's memory ({}): is it locked?",
+                    std::strerror(out.error));
+}
+
+}  // namespace
+
+struct Pager::Threads {
+  std::unique_ptr<FaultThread> fault;
+  std::unique_ptr<PrefetchThread> prefetch;
+  std::unique_ptr<Evictor> evictor;
+  std::thread fault_thread;
+  std::thread prefetch_thread;
+  std::thread evictor_thread;
+};
+
+Pager::Pager(std::unique_ptr<PagerCore> core) : core_(std::move(core)) {}
+
+Pager::~Pager() { stop(false); }
+
+Result<std::unique_ptr<Pager>> Pager::create(PagerConfig config, const SplitPlan& plan) {
+  if (Result<void> checked = check_config(config, plan); !checked) return checked.error();
+  Result<LocationMap> map = LocationMap::create(config.vm_pages);
+  if (!map) return map.error();
+  if (Result<void> placed = map->init_from(plan); !placed) return placed.error();
+  auto core = std::make_unique<PagerCore>(std::move(config), std::move(*map), plan);
+  if (Result<void> limits = choose_limits(core.get()); !limits) return limits.error();
+  Result<std::unique_ptr<Uffd>> uffd = core->config.open_uffd();
+  if (!uffd) return uffd.error();
+  core->uffd = std::move(*uffd);
+  if (Result<void> method = choose_method(core.get()); !method) return method.error();
+
+  const auto unit_pages =
+      static_cast<unsigned>(std::min<std::uint64_t>(core->config.chunk_pages.value, kMaxUnitPages));
+  const auto frames = static_cast<unsigned>(
+      std::clamp(core->config.reserve.value / unit_pages, kMinFrames, kMaxFrames));
+  Result<std::unique_ptr<Staging>> staging = Staging::create(unit_pages, frames);
+  if (!staging) return staging.error();
+  core->staging = std::move(*staging);
+
+  if (Result<void> ring = make_ring(&core->fault_discards, kDiscardRing, "a queue of discards");
+      !ring) {
+    return ring.error();
+  }
+  if (Result<void> ring = make_ring(&core->prefetch_discards, kDiscardRing, "a queue of discards");
+      !ring) {
+    return ring.error();
+  }
+  if (Result<void> ring = make_ring(&core->prefetch_wishes, kPrefetchRing, "a queue of chunks");
+      !ring) {
+    return ring.error();
+  }
+  for (unsigned i = 0; i < core->per_server.size(); i++) {
+    core->per_server[i].pages =
+        static_cast<std::int64_t>(plan.pages_on(ServerId{static_cast<std::uint8_t>(i + 1)}).value);
+  }
+  core->used_at_start.resize(core->per_server.size());
+  make_links(core.get());
+  return std::unique_ptr<Pager>(new Pager(std::move(core)));
+}
+
+Result<void> Pager::add_region(void* host, PageIndex first, PageCount pages) {
+  if (first.value + pages.value > core_->config.vm_pages.value) {
+    return make_error(EINVAL, "memory region of pages {} to {} is outside of the VM's {} pages",
+                      first.value, first.value + pages.value - 1, core_->config.vm_pages.value);
+  }
+  if (Result<void> pageable = check_pageable(host, pages.value * kPageSize); !pageable) {
+    return pageable;
+  }
+  Result<void> added = core_->regions.add(Region{static_cast<char*>(host), first, pages});
+  if (!added) return added;
+  // A fault brings one page of 4 KiB; EINVAL only says that the kernel has no huge pages anyway.
+  madvise(host, pages.value * kPageSize, MADV_NOHUGEPAGE);
+  // A child would share the pages, see zeroes for what is remote, and make MOVE slow.
+  madvise(host, pages.value * kPageSize, MADV_DONTFORK);
+  return {};
+}
+
+void Pager::apply_zero(PageIndex first, PageCount pages, bool zero) {
+  const std::uint64_t end = std::min(first.value + pages.value, core_->config.vm_pages.value);
+  const std::uint64_t chunk_pages = core_->config.chunk_pages.value;
+  for (std::uint64_t page = first.value; page < end;) {
+    const std::uint64_t next = std::min((page / chunk_pages + 1) * chunk_pages, end);
+    const ServerId owner = core_->plan.owner(PageIndex{page});
+    if (owner != kMainHost) {
+      std::int64_t changed = 0;
+      if (zero) {
+        changed = static_cast<std::int64_t>(
+            core_->map.set_zero(PageIndex{page}, PageCount{next - page}).value);
+      } else {
+        for (std::uint64_t i = page; i < next; i++) {
+          if (core_->map.load(PageIndex{i}).state() != PageState::kZero) continue;
+          core_->map.set_remote(PageIndex{i}, PageCount{1}, owner);
+          changed--;
+        }
+      }
+      core_->zero.fetch_add(changed, std::memory_order_relaxed);
+      core_->counters(owner).pages.fetch_sub(changed, std::memory_order_relaxed);
+    }
+    page = next;
+  }
+}
+
+Result<void> Pager::claim() {
+  const std::size_t count = core_->links.size();
+  std::vector<std::optional<Result<wire::SessionInfo>>> answers(count);
+  {
+    // At once: this is part of the VM's downtime.
+    std::vector<std::thread> claims;
+    for (std::size_t i = 0; i < count; i++) {
+      claims.emplace_back([this, i, &answers] {
+        answers[i].emplace(core_->links[i]->claim(core_->config.servers[i].epoch));
+      });
+    }
+    for (std::thread& claim : claims) claim.join();
+  }
+  for (std::size_t i = 0; i < count; i++) {
+    const Result<wire::SessionInfo>& answer = *answers[i];
+    if (!answer) return answer.error();
+    const wire::SessionReply& figures = answer->figures;
+    const auto expected = static_cast<std::uint64_t>(core_->per_server[i].pages.load());
+    if (figures.used_pages < expected) {
+      return make_error(ENODATA,
+                        "memory server {} holds {} pages of this VM where {} were sent: the "
+                        "migration must be done again",
+                        core_->links[i]->name(), figures.used_pages, expected);
+    }
+    if (figures.vm_pages != core_->config.vm_pages.value) {
+      return make_error(EINVAL, "memory server {} has a session for a VM of {} pages, this has {}",
+                        core_->links[i]->name(), figures.vm_pages, core_->config.vm_pages.value);
+    }
+    core_->config.servers[i].capacity =
+        std::min(core_->config.servers[i].capacity, PageCount{figures.capacity_pages});
+    core_->used_at_start[i] = figures.used_pages;
+  }
+  claimed_ = true;
+  return {};
+}
+
+Result<void> Pager::start() {
+  if (!claimed_ || started_) return make_error(EINVAL, "the pager is started out of turn");
+  PagerCore& core = *core_;
+  if (core.regions.pages() != core.config.vm_pages) {
+    return make_error(EINVAL, "the split memory regions have {} pages, the VM has {}",
+                      core.regions.pages().value, core.config.vm_pages.value);
+  }
+  // What is mapped there is not the guest's: it would be read in place of what is remote.
+  std::optional<Error> failed;
+  core.plan.for_each_run([&](ServerId owner, PageIndex first, PageCount count) {
+    if (owner == kMainHost || failed) return;
+    while (count.value > 0 && !failed) {
+      const PageCount here = core.regions.contiguous(first, count);
+      char* host = core.regions.host(first);
+      if (madvise(host, here.value * kPageSize, MADV_DONTNEED) != 0) {
+        failed = make_error(errno,
+                            "cannot free guest memory that is remote: {}; locked memory cannot be "
+                            "remote, so leave out -overcommit mem-lock",
+                            std::strerror(errno));
+      }
+      first = first + here;
+      count = count - here;
+    }
+  });
+  if (failed) return *failed;
+
+  const auto register_regions = [&](bool write_protect) -> Result<void> {
+    for (const Region& region : core.regions) {
+      Result<void> registered =
+          core.uffd->register_range(region.host, region.bytes(), true, write_protect);
+      if (!registered) return registered;
+    }
+    return {};
+  };
+  started_ = true;  // from here on stop() has something to undo
+  if (core.method == PageOutMethod::kMove) {
+    if (Result<void> registered = register_regions(false); !registered) return registered;
+    Result<void> fits =
+        core.uffd->register_range(core.staging->memory(), core.staging->bytes(), true, false);
+    for (const Region& region : core.regions) {
+      if (fits) fits = try_move(core, region);
+    }
+    if (!fits) {
+      if (core.config.method == PageOutMethod::kMove) return fits;
+      core.uffd->unregister_range(core.staging->memory(), core.staging->bytes());
+      for (const Region& region : core.regions) {
+        core.uffd->unregister_range(region.host, region.bytes());
+      }
+      core.method = PageOutMethod::kWriteProtect;
+      core.method_reason = fits.error().message;
+    }
+  }
+  if (core.method == PageOutMethod::kWriteProtect) {
+    if (Result<void> registered = register_regions(true); !registered) return registered;
+  }
+  std::int64_t elsewhere = core.zero.load();
+  for (const ServerCounters& counters : core.per_server) elsewhere += counters.pages.load();
+  core.resident = static_cast<std::int64_t>(core.config.vm_pages.value) - elsewhere;
+
+  auto threads = std::make_unique<Threads>();
+  Result<std::unique_ptr<FaultThread>> fault = FaultThread::create(core);
+  if (!fault) return fault.error();
+  threads->fault = std::move(*fault);
+  Result<std::unique_ptr<PrefetchThread>> prefetch = PrefetchThread::create(core);
+  if (!prefetch) return prefetch.error();
+  threads->prefetch = std::move(*prefetch);
+  Result<std::unique_ptr<Evictor>> evictor = Evictor::create(core);
+  if (!evictor) return evictor.error();
+  threads->evictor = std::move(*evictor);
+
+  threads_ = std::move(threads);
+  threads_->fault_thread = std::thread([this] { threads_->fault->run(); });
+  threads_->prefetch_thread = std::thread([this] { threads_->prefetch->run(); });
+  threads_->evictor_thread = std::thread([this] { threads_->evictor->run(); });
+  for (const std::unique_ptr<ServerLink>& link : core.links) link->start();
+  return {};
+}
+
+Result<void> Pager::commit() {
+  if (!claimed_) return make_error(EINVAL, "the handover is committed before it was claimed");
+  return core_->links.front()->commit(2 * core_->config.io_timeout);
+}
+
+void Pager::release() {
+  core_->released.store(true, std::memory_order_release);
+  core_->ring_all();
+}
+
+void Pager::stop(bool drop_sessions) {
+  PagerCore& core = *core_;
+  core.stopping.store(true, std::memory_order_release);
+  core.ring_all();
+  if (threads_) {
+    threads_->fault_thread.join();
+    threads_->prefetch_thread.join();
+    threads_->evictor_thread.join();
+  }
+  if (started_) {
+    started_ = false;
+    for (const Region& region : core.regions) {
+      core.uffd->unregister_range(region.host, region.bytes());
+    }
+    core.uffd->unregister_range(core.staging->memory(), core.staging->bytes());
+  }
+  for (const std::unique_ptr<ServerLink>& link : core.links) link->stop(drop_sessions);
+  threads_.reset();
+}
+
+PageOutMethod Pager::method() const { return core_->method; }
+
+bool Pager::settled() const {
+  return core_->in_use() <= core_->evict_at && core_->queued.load() == 0 &&
+         core_->fault_discards.empty() && core_->prefetch_discards.empty();
+}
+
+PagerStats Pager::stats() const {
+  const PagerCore& core = *core_;
+  const auto positive = [](std::int64_t n) {
+    return static_cast<std::uint64_t>(std::max<std::int64_t>(n, 0));
+  };
+  PagerStats stats;
+  stats.vm_pages = core.config.vm_pages.value;
+  stats.limit_pages = core.config.limit.value;
+  stats.resident_pages = positive(core.resident.load());
+  stats.zero_pages = positive(core.zero.load());
+  stats.queued_pages = positive(core.queued.load());
+  stats.faults = core.faults.faults.get();
+  stats.page_ins = core.faults.page_ins.get();
+  stats.prefetch_hits = core.faults.prefetch_hits.get();
+  stats.zero_fills = core.faults.zero_fills.get();
+  stats.queue_hits = core.faults.queue_hits.get();
+  stats.write_cancels = core.faults.write_cancels.get();
+  stats.refaults = core.faults.refaults.get();
+  stats.hard_waits = core.faults.hard_waits.get();
+  stats.install_retries = core.faults.install_retries.get();
+  stats.page_outs = core.evictions.page_outs.get();
+  stats.page_outs_zero = core.evictions.zero.get();
+  stats.page_outs_refused = core.evictions.refused.get();
+  stats.discards = core.evictions.discards.get();
+  stats.page_in_p50_ns = core.faults.page_in.quantile_ns(0.5);
+  stats.page_in_p99_ns = core.faults.page_in.quantile_ns(0.99);
+  stats.page_in_max_ns = core.faults.page_in.max_ns();
+  stats.page_out_p50_ns = core.evictions.page_out.quantile_ns(0.5);
+  stats.page_out_p99_ns = core.evictions.page_out.quantile_ns(0.99);
+  stats.method = core.method;
+  stats.method_reason = core.method_reason;
+  for (unsigned i = 0; i < core.links.size(); i++) {
+    const ServerLink& link = *core.links[i];
+    const ServerCounters& counters = core.per_server[i];
+    PagerServerStats server;
+    server.uri = link.name();
+    server.connected = link.connected();
+    server.error = link.error();
+    server.capacity_pages = core.config.servers[i].capacity.value;
+    server.pages = positive(counters.pages.load());
+    server.page_ins = counters.page_ins.get() + counters.prefetched.get();
+    server.page_outs = counters.page_outs.get();
+    server.bytes_in = counters.bytes_in_urgent.get() + counters.bytes_in_bulk.get();
+    server.bytes_out = counters.bytes_out.get();
+    server.reconnects = link.reconnects();
+    stats.remote_pages += server.pages;
+    stats.prefetched += counters.prefetched.get();
+    stats.servers_lost += server.connected ? 0 : 1;
+    stats.servers.push_back(std::move(server));
+  }
+  return stats;
+}
+
+}  // namespace kintsugi

@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "pager/prefetch.h"
+
+#include <sched.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+namespace kintsugi {
+namespace {
+
+constexpr std::uint32_t kTagBell = UINT32_MAX;
+constexpr int kTimeoutCheck_ms = 250;
+constexpr int kInstallTries = 16;
+// Twice the longest answer and more.
+constexpr std::size_t kReadBuffer_bytes = 1024 * 1024;
+// Wishes taken in one round, so that answers are not kept waiting.
+constexpr int kWishBatch = 8;
+
+}  // namespace
+
+Result<std::unique_ptr<PrefetchThread>> PrefetchThread::create(PagerCore& core) {
+  std::unique_ptr<PrefetchThread> thread(new PrefetchThread(core));
+  if (Result<void> ready = thread->init(); !ready) return ready.error();
+  return thread;
+}
+
+Result<void> PrefetchThread::init() {
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll_ < 0) return make_error(errno, "cannot create an epoll instance for the pager");
+  lanes_.resize(core_.links.size());
+  for (BulkLane& lane : lanes_) {
+    Result<FrameReader> reader = FrameReader::create(kReadBuffer_bytes);
+    if (!reader) return reader.error();
+    lane.reader = std::move(*reader);
+    lane.unsent.reserve(kMaxBulkRequests);
+  }
+  requests_.resize(kMaxBulkRequests);
+  for (unsigned i = 0; i < kMaxBulkRequests; i++) {
+    free_requests_.push_back(static_cast<std::uint16_t>(kMaxBulkRequests - 1 - i));
+  }
+  watch(core_.prefetch_bell.fd(), EPOLLIN, kTagBell, true);
+  return {};
+}
+
+PrefetchThread::~PrefetchThread() {
+  if (epoll_ >= 0) close(epoll_);
+}
+
+void PrefetchThread::watch(int fd, std::uint32_t events, std::uint32_t tag, bool add) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u32 = tag;
+  epoll_ctl(epoll_, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event);
+}
+
+void PrefetchThread::run() {
+  constexpr int kEvents = 64;
+  std::array<epoll_event, kEvents> events;
+  check_links();
+  while (!core_.stopping.load(std::memory_order_acquire)) {
+    core_.prefetch_bell.about_to_sleep();
+    const bool busy = free_requests_.size() < kMaxBulkRequests;
+    int timeout_ms = -1;
+    if (busy) {
+      timeout_ms = std::min<int>(kTimeoutCheck_ms,
+                                 static_cast<int>(core_.config.io_timeout.count() / 4) + 1);
+    }
+    if (!core_.prefetch_wishes.empty()) timeout_ms = 0;
+    const int n = epoll_wait(epoll_, events.data(), kEvents, timeout_ms);
+    core_.prefetch_bell.awake();
+    now_ = now_ns();
+    for (int i = 0; i < n; i++) {
+      const std::uint32_t tag = events[static_cast<unsigned>(i)].data.u32;
+      const std::uint32_t what = events[static_cast<unsigned>(i)].events;
+      if (tag == kTagBell) {
+        core_.prefetch_bell.silence();
+        check_links();
+        if (core_.released.load(std::memory_order_acquire) && !released_) release_all();
+        continue;
+      }
+      BulkLane& lane = lanes_[tag - 1];
+      const ServerId server{static_cast<std::uint8_t>(tag)};
+      if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane, server);
+      if ((what & EPOLLOUT) != 0) lane.dirty = true;
+    }
+    take_wishes();
+    for (unsigned i = 0; i < lanes_.size(); i++) {
+      if (lanes_[i].dirty) flush(lanes_[i], ServerId{static_cast<std::uint8_t>(i + 1)});
+    }
+    if (now_ - checked_ns_ > std::uint64_t{kTimeoutCheck_ms} * 1'000'000 || n == 0) {
+      check_timeouts(now_);
+    }
+  }
+}
+
+void PrefetchThread::take_wishes() {
+  std::uint64_t page = 0;
+  for (int i = 0; i < kWishBatch && core_.prefetch_wishes.pop(&page); i++) {
+    if (!released_) fetch_chunk(PageIndex{page});
+  }
+}
+
+void PrefetchThread::fetch_chunk(PageIndex touched) {
+  const std::uint64_t chunk_pages = core_.config.chunk_pages.value;
+  const std::uint64_t first = touched.value / chunk_pages * chunk_pages;
+  const std::uint64_t end = std::min(first + chunk_pages, core_.config.vm_pages.value);
+  // Forwards from the touched page first: most accesses go that way.
+  if (fetch_range(touched.value + 1, end)) fetch_range(first, touched.value);
+}
+
+bool PrefetchThread::fetch_range(std::uint64_t first, std::uint64_t end) {
+  std::uint64_t page = first;
+  while (page < end) {
+    const PageEntry entry = core_.map.load(PageIndex{page});
+    if (entry.state() != PageState::kRemote || entry.in_flight() ||
+        !core_.link(entry.server()).connected()) {
+      page++;
+      continue;
+    }
+    if (free_requests_.empty()) return false;
+    const ServerId server = entry.server();
+    const PageCount here = core_.regions.contiguous(
+        PageIndex{page}, PageCount{std::min<std::uint64_t>(end - page, kBulkRunPages)});
+    unsigned taken = 0;
+    while (taken < here.value) {
+      const PageIndex next{page + taken};
+      const PageEntry seen = core_.map.load(next);
+      if (seen.state() != PageState::kRemote || seen.server() != server) break;
+      if (!core_.take_room(1, core_.prefetch_limit)) {
+        if (taken > 0) ask(PageIndex{page}, taken, server);
+        return false;
+      }
+      if (!core_.map.try_begin_prefetch(next)) {
+        core_.give_room(1);
+        break;
+      }
+      taken++;
+    }
+    if (taken > 0) ask(PageIndex{page}, taken, server);
+    page += std::max(1U, taken);
+  }
+  core_.evict_if_short();
+  return true;
+}
+
+void PrefetchThread::ask(PageIndex first, unsigned pages, ServerId server) {
+  const std::uint16_t index = free_requests_.back();
+  free_requests_.pop_back();
+  Request& request = requests_[index];
+  request.first = first;
+  request.pages = pages;
+  request.server = server;
+  request.use++;
+  core_.counters(server).bulk_pages.fetch_add(pages, std::memory_order_relaxed);
+  BulkLane& lane = lanes_[server.value - 1U];
+  if (lane.outstanding++ == 0) lane.progress_ns = now_;
+  lane.unsent.push_back(index);
+  lane.dirty = true;
+}
+
+void PrefetchThread::receive(BulkLane& lane, ServerId server) {
+  if (!lane.at.connection) return;
+  const char* name = core_.link(server).name().c_str();
+  const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
+  if (!got) {
+    fail(lane, server, got.error());
+    return;
+  }
+  if (*got == 0) return;
+  lane.progress_ns = now_;
+  core_.counters(server).bytes_in_bulk.add(*got);
+  wire::FrameHeader header;
+  std::span<const std::uint8_t> payload;
+  while (lane.at.connection) {
+    const Result<bool> more = lane.reader.next(&header, &payload, name);
+    if (!more) {
+      fail(lane, server, more.error());
+      return;
+    }
+    if (!*more) return;
+    on_answer(lane, server, header, payload);
+  }
+}
+
+void PrefetchThread::on_answer(BulkLane& lane, ServerId server, const wire::FrameHeader& header,
+                               std::span<const std::uint8_t> payload) {
+  const auto index = static_cast<std::uint16_t>(header.seq & 0xffff);
+  if (index >= kMaxBulkRequests || requests_[index].pages == 0 ||
+      requests_[index].server != server || requests_[index].use != header.seq >> 16 ||
+      header.op != static_cast<std::uint16_t>(wire::Op::kGet)) {
+    fail(lane, server,
+         make_error(EPROTO, "memory server {} answered a request that was not made",
+                    core_.link(server).name()));
+    return;
+  }
+  Request& request = requests_[index];
+  if (header.status != 0) {
+    fail(lane, server,
+         lane.at.connection->refusal(static_cast<wire::Status>(header.status), "return pages"));
+    return;
+  }
+  GetAnswer answer;
+  if (header.count != request.pages || header.page != request.first.value ||
+      !parse_get(header, payload, &answer)) {
+    fail(lane, server,
+         make_error(EPROTO, "memory server {} answered with other pages than were asked for",
+                    core_.link(server).name()));
+    return;
+  }
+  for (unsigned i = 0; i < request.pages; i++) {
+    if (answer.has(i)) continue;
+    fail(lane, server,
+         make_error(ENODATA,
+                    "memory server {} no longer has page {}: was it restarted with an older arena "
+                    "file?",
+                    core_.link(server).name(), request.first.value + i));
+    return;
+  }
+  install(request.first, request.pages, answer.content, server);
+  core_.counters(server).bulk_pages.fetch_sub(request.pages, std::memory_order_relaxed);
+  request.pages = 0;
+  free_requests_.push_back(index);
+  lane.outstanding--;
+}
+
+void PrefetchThread::install(PageIndex first, unsigned pages, const std::uint8_t* content,
+                             ServerId server) {
+  unsigned done = 0;
+  int tries = 0;
+  char* host = core_.regions.host(first);
+  while (done < pages) {
+    const UffdResult result = core_.uffd->copy(host + done * kPageSize, content + done * kPageSize,
+                                               (pages - done) * kPageSize);
+    const auto progress = static_cast<unsigned>(
+        (result.error == 0 ? (pages - done) * kPageSize : result.done_bytes) >> kPageShift);
+    if (progress > 0) {
+      complete(first + PageCount{done}, progress, server);
+      done += progress;
+      tries = 0;
+      continue;
+    }
+    if (result.error == EEXIST) {  // the fault thread was faster with this one
+      (void)core_.uffd->wake(host + done * kPageSize, kPageSize).error;
+      complete(first + PageCount{done}, 1, server);
+      done++;
+      continue;
+    }
+    if (result.error == EAGAIN && ++tries < kInstallTries) {
+      sched_yield();
+      continue;
+    }
+    give_up(first + PageCount{done}, pages - done);
+    return;
+  }
+}
+
+void PrefetchThread::complete(PageIndex first, unsigned pages, ServerId server) {
+  // Before the map says Local: see DiscardRun.
+  while (!core_.prefetch_discards.push(DiscardRun::of(first, pages, server))) {
+    core_.discard_bell.ring();
+    if (core_.stopping.load(std::memory_order_acquire)) return;
+    sched_yield();
+  }
+  unsigned fetched = 0;
+  for (unsigned i = 0; i < pages; i++) {
+    if (core_.map.complete_prefetch(first + PageCount{i})) fetched++;
+  }
+  if (fetched < pages) core_.give_room(pages - fetched);
+  core_.counters(server).pages.fetch_sub(fetched, std::memory_order_relaxed);
+  core_.counters(server).prefetched.add(fetched);
+  core_.discard_bell.ring();
+}
+
+void PrefetchThread::give_up(PageIndex first, unsigned pages) {
+  for (unsigned i = 0; i < pages; i++) {
+    const PageIndex page = first + PageCount{i};
+    core_.map.abandon_prefetch(page);
+    // Whoever faulted meanwhile and was told to wait for this faults again.
+    (void)core_.uffd->wake(core_.regions.host(page), kPageSize).error;
+  }
+  core_.give_room(pages);
+}
+
+void PrefetchThread::flush(BulkLane& lane, ServerId server) {
+  lane.dirty = false;
+  if (!lane.at.connection) return;
+  std::size_t taken = 0;
+  for (;;) {
+    while (!lane.sender.full() && taken < lane.unsent.size()) {
+      const std::uint16_t index = lane.unsent[taken++];
+      const Request& request = requests_[index];
+      wire::FrameHeader header =
+          lane.at.connection->request(wire::Op::kGet, std::uint64_t{request.use} << 16 | index);
+      header.page = request.first.value;
+      header.count = request.pages;
+      lane.sender.add(header);
+    }
+    if (lane.sender.empty()) break;
+    const Result<bool> sent =
+        lane.sender.flush(lane.at.connection->fd(), core_.link(server).name().c_str());
+    if (!sent) {
+      fail(lane, server, sent.error());
+      return;
+    }
+    if (!*sent) {
+      if (!lane.wants_write) {
+        lane.wants_write = true;
+        watch(lane.at.connection->fd(), EPOLLIN | EPOLLOUT, server.value, false);
+      }
+      break;
+    }
+  }
+  lane.unsent.erase(lane.unsent.begin(), lane.unsent.begin() + static_cast<std::ptrdiff_t>(taken));
+  if (lane.wants_write && lane.sender.empty()) {
+    lane.wants_write = false;
+    watch(lane.at.connection->fd(), EPOLLIN, server.value, false);
+  }
+}
+
+void PrefetchThread::fail(BulkLane& lane, ServerId server, const Error& error) {
+  core_.link(server).fail(lane.at.generation, error);
+  disconnect(lane);
+}
+
+void PrefetchThread::disconnect(BulkLane& lane) {
+  if (!lane.at.connection) return;
+  epoll_ctl(epoll_, EPOLL_CTL_DEL, lane.at.connection->fd(), nullptr);
+  lane.at.connection.reset();
+  lane.wants_write = false;
+}
+
+void PrefetchThread::check_links() {
+  for (unsigned i = 0; i < lanes_.size(); i++) {
+    BulkLane& lane = lanes_[i];
+    const ServerLink& link = *core_.links[i];
+    const std::uint64_t generation = link.generation();
+    if (lane.at.connection && (!link.connected() || generation != lane.at.generation)) {
+      disconnect(lane);
+    }
+    if (released_ || lane.at.connection || generation == lane.at.generation) continue;
+    ServerLink::LaneConnection at = link.lane(Lane::kBulk);
+    if (!at.connection) continue;
+    lane.at = std::move(at);
+    lane.reader.reset();
+    lane.sender.reset();
+    lane.progress_ns = now_ns();
+    lane.unsent.clear();
+    for (unsigned request = 0; request < kMaxBulkRequests; request++) {
+      if (requests_[request].pages == 0 || requests_[request].server != link.server()) continue;
+      lane.unsent.push_back(static_cast<std::uint16_t>(request));
+    }
+    watch(lane.at.connection->fd(), EPOLLIN, link.server().value, true);
+    lane.dirty = true;
+  }
+}
+
+void PrefetchThread::check_timeouts(std::uint64_t now) {
+  checked_ns_ = now;
+  const auto limit_ns =
+      static_cast<std::uint64_t>(std::chrono::nanoseconds(core_.config.io_timeout).count());
+  for (unsigned i = 0; i < lanes_.size(); i++) {
+    BulkLane& lane = lanes_[i];
+    if (!lane.at.connection || lane.outstanding == 0 || now < lane.progress_ns + limit_ns) {
+      continue;
+    }
+    const ServerId server{static_cast<std::uint8_t>(i + 1)};
+    fail(lane, server,
+         make_error(ETIMEDOUT, "memory server {} owes prefetched pages and sent none for {} ms",
+                    core_.link(server).name(), core_.config.io_timeout.count()));
+  }
+}
+
+void PrefetchThread::release_all() {
+  released_ = true;
+  for (BulkLane& lane : lanes_) {
+    disconnect(lane);
+    lane.outstanding = 0;
+    lane.unsent.clear();
+  }
+  for (unsigned i = 0; i < kMaxBulkRequests; i++) {
+    Request& request = requests_[i];
+    if (request.pages == 0) continue;
+    give_up(request.first, request.pages);  // F answers who faults again with zeroes
+    request.pages = 0;
+    free_requests_.push_back(static_cast<std::uint16_t>(i));
+  }
+}
+
+}  // namespace kintsugi
