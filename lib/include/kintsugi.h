@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * libkintsugi for C: all that QEMU uses.
+ *
+ * Pages are 4 KiB. A page index counts the VM's split RAM blocks laid end to end, in the order in
+ * which the source lists them. Functions that can fail take a KsError and return a negative errno
+ * (or NULL); the error's message is a whole sentence for the user. No C++ exception leaves the
+ * library.
+ *
+ * Threads: each function says who may call it. "Any thread" means also concurrently.
+ */
+#ifndef KINTSUGI_H
+#define KINTSUGI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KS_PAGE_SIZE 4096u
+#define KS_MAX_SERVERS 63u
+#define KS_SESSION_ID_BYTES 16u
+
+typedef struct KsError {
+    int code;           /* positive errno; 0: no error */
+    char message[1024]; /* NUL-terminated; cut when longer */
+} KsError;
+
+/* ---- Access history (P1, "access history") ---- */
+
+typedef enum KsPolicy {
+    KS_POLICY_CLOCK = 0, /* 1 bit a page, a chunk ranks by the sum of its bits */
+    KS_POLICY_AGING = 1, /* 8 bits a page, a chunk ranks by the maximum of its bytes */
+} KsPolicy;
+
+typedef struct KsHistory KsHistory;
+
+/*
+ * @pages: of the VM. @chunk_pages: a power of two. @shift_ticks: ticks between two shifts of the
+ * aging policy, at least 1.
+ */
+KsHistory *ks_history_new(uint64_t pages, uint32_t chunk_pages, KsPolicy policy,
+                          uint32_t shift_ticks, KsError *err);
+void ks_history_free(KsHistory *history);
+/*
+ * What one scan saw: bit i of @accessed (64-bit words, least significant first) is page
+ * @first_page + i. One thread at a time; shared with ks_history_tick().
+ */
+void ks_history_feed(KsHistory *history, uint64_t first_page, const uint64_t *accessed,
+                     uint64_t pages);
+/* The end of a scan period. */
+void ks_history_tick(KsHistory *history);
+/* A chunk's rank: higher is hotter. Any thread. */
+uint16_t ks_history_rank(const KsHistory *history, uint64_t chunk);
+
+/* ---- Source of a split migration ---- */
+
+typedef struct KsSubHost {
+    const char *uri;         /* tcp:HOST:PORT, tcp:[V6]:PORT or unix:PATH */
+    uint64_t capacity_bytes; /* to reserve there; a multiple of the page size */
+} KsSubHost;
+
+typedef struct KsSplitConfig {
+    const char *vm_name;          /* for people; may be NULL */
+    uint64_t vm_pages;            /* of all split RAM blocks */
+    uint32_t chunk_pages;         /* a power of two */
+    uint64_t main_capacity_bytes; /* split RAM that the main host may hold */
+    const KsSubHost *sub_hosts;
+    uint32_t sub_host_count; /* 1 to KS_MAX_SERVERS */
+    KsPolicy policy;
+    const KsHistory *history; /* what to plan by; NULL: nothing is known. Lives until planned */
+    uint32_t connect_timeout_ms;
+    uint32_t io_timeout_ms; /* a server that moves no byte for so long is taken for dead */
+} KsSplitConfig;
+
+typedef struct KsSplit KsSplit;
+
+/*
+ * Checks @config, alone: no network. Any thread.
+ */
+int ks_split_check(const KsSplitConfig *config, KsError *err);
+/* Creates the job without connecting; @config is copied but for the history. */
+KsSplit *ks_split_new(const KsSplitConfig *config, KsError *err);
+/*
+ * Connects to all servers and reserves their capacity, then plans: which chunk goes where. On
+ * failure every reservation made is dropped again. Blocks up to the time-outs; ks_split_cancel()
+ * ends it. One thread.
+ */
+int ks_split_open(KsSplit *split, KsError *err);
+/* Who gets @page: 0 the main host, else the number of the sub-host from 1. Any thread. */
+unsigned ks_split_owner(const KsSplit *split, uint64_t page);
+/*
+ * Queues a page for the sub-host that the plan gives it to. Its content is read at @host some time
+ * later, until ks_split_flush() returns: a page that changes meanwhile must be queued again, which
+ * dirty logging does. Pages that are all zero are noted, not sent. Blocks while the queue is full.
+ * Returns 0 or the negative errno that the job failed with. One thread.
+ */
+int ks_split_send(KsSplit *split, uint64_t page, const void *host);
+/* Hands what is queued to the senders, without waiting. One thread, the one that sends. */
+void ks_split_kick(KsSplit *split);
+/* Waits until every server has acknowledged everything sent. The thread that sends. */
+int ks_split_flush(KsSplit *split, KsError *err);
+/*
+ * 0 while all is well, else the negative errno that a sender failed with, and why. Any thread.
+ */
+int ks_split_error(KsSplit *split, KsError *err);
+/* Pages queued and not yet acknowledged. Any thread. */
+uint64_t ks_split_pending(const KsSplit *split);
+
+/*
+ * What the destination must know: the plan (once, at set-up, after ks_split_open()), and later
+ * what changed since the last call (zero pages found, history). *@data is malloc()ed; free with
+ * ks_free(). The size of changes is bounded by what was sent since, not by the VM's memory.
+ */
+int ks_split_encode_plan(KsSplit *split, void **data, size_t *bytes, KsError *err);
+int ks_split_encode_changes(KsSplit *split, void **data, size_t *bytes, KsError *err);
+void ks_free(void *data);
+
+typedef struct KsSplitTarget {
+    char uri[256]; /* empty for the main host */
+    uint64_t capacity_bytes;
+    uint64_t planned_pages;
+    uint64_t sent_pages; /* again when dirtied again */
+    uint64_t sent_bytes; /* on the wire */
+    uint64_t zero_pages; /* noted, not sent */
+} KsSplitTarget;
+
+/* The target's figures; 0 is the main host (planned_pages only). Any thread. */
+void ks_split_target(const KsSplit *split, unsigned target, KsSplitTarget *out);
+/* Bytes put on the wire to all sub-hosts since the start. Any thread. */
+uint64_t ks_split_sent_bytes(const KsSplit *split);
+
+/*
+ * Makes every blocking call of this job fail with -ECANCELED soon. Any thread.
+ */
+void ks_split_cancel(KsSplit *split);
+/*
+ * The migration failed or was cancelled, perhaps while the destination was taking over: asks the
+ * arbiter (the first sub-host) whether the destination committed, and fences it if not.
+ *  0            this side may run the VM; the destination no longer can
+ *  -EALREADY    the destination committed: this side must never run the VM again
+ *  otherwise    the arbiter cannot be asked: not known, so do not run
+ * Blocks up to the time-outs.
+ */
+int ks_split_reclaim(KsSplit *split, KsError *err);
+/*
+ * Ends the job. @drop_sessions: free everything on the servers (best effort, bounded by the
+ * time-outs); false after a handover.
+ */
+void ks_split_free(KsSplit *split, bool drop_sessions);
+
+/* ---- Destination: remote memory ---- */
+
+typedef enum KsPageOut {
+    KS_PAGE_OUT_AUTO = 0,
+    KS_PAGE_OUT_MOVE = 1,          /* UFFDIO_MOVE */
+    KS_PAGE_OUT_WRITE_PROTECT = 2, /* write-protect, copy, discard */
+} KsPageOut;
+
+typedef struct KsServerEvent {
+    const char *uri;
+    bool lost;         /* else it is back */
+    const char *error; /* why it is lost; "" when back */
+} KsServerEvent;
+
+typedef struct KsPagerConfig {
+    KsPageOut page_out;
+    uint32_t io_timeout_ms;
+    /* Called on a pager thread; must not block nor call back into the pager. */
+    void (*on_server_event)(void *opaque, const KsServerEvent *event);
+    void *opaque;
+} KsPagerConfig;
+
+typedef struct KsPager KsPager;
+
+/* From what ks_split_encode_plan() wrote; nothing in @plan is trusted. */
+KsPager *ks_pager_new(const void *plan, size_t bytes, const KsPagerConfig *config, KsError *err);
+uint64_t ks_pager_vm_pages(const KsPager *pager);
+uint32_t ks_pager_chunk_pages(const KsPager *pager);
+/* Private anonymous memory of 4 KiB pages at @host; before ks_pager_claim(). */
+int ks_pager_add_region(KsPager *pager, void *host, uint64_t first_page, uint64_t pages,
+                        KsError *err);
+/* From what ks_split_encode_changes() wrote, in its order; before ks_pager_start(). */
+int ks_pager_apply_changes(KsPager *pager, const void *data, size_t bytes, KsError *err);
+/*
+ * Takes the sessions over: from here on the source can no longer write to the servers. Then
+ * registers the memory with userfaultfd and starts paging: from here on the guest's memory may be
+ * touched. Blocks up to the time-outs.
+ */
+int ks_pager_start(KsPager *pager, KsError *err);
+/* This host owns the VM from here on: only then may vCPUs run. -EALREADY/-ESTALE: never run. */
+int ks_pager_commit(KsPager *pager, KsError *err);
+/* The history that the pager evicts by; to be fed by the access tracker. Lives with the pager. */
+KsHistory *ks_pager_history(KsPager *pager);
+
+typedef struct KsPagerStats {
+    uint64_t vm_pages, limit_pages;
+    uint64_t resident_pages, remote_pages, zero_pages, queued_pages;
+    uint64_t faults, page_ins, prefetched_pages, zero_fills, queue_hits;
+    uint64_t page_outs, page_outs_zero;
+    uint64_t page_outs_refused; /* pinned, or written meanwhile */
+    uint64_t page_in_p50_ns, page_in_p99_ns, page_in_max_ns;
+    uint64_t page_out_p50_ns, page_out_p99_ns; /* from unmapping to the server's answer */
+    uint64_t hard_waits; /* faults that had to wait for an eviction */
+    bool page_out_by_move;
+    char page_out_reason[256]; /* why this method */
+    uint32_t servers, servers_lost;
+} KsPagerStats;
+
+typedef struct KsPagerServer {
+    char uri[256];
+    bool connected;
+    char error[256]; /* when not connected */
+    uint64_t capacity_pages, pages;
+    uint64_t page_ins, page_outs, bytes_in, bytes_out, reconnects;
+} KsPagerServer;
+
+/* Any thread. */
+void ks_pager_stats(const KsPager *pager, KsPagerStats *out);
+/* @server from 0. Any thread. */
+void ks_pager_server(const KsPager *pager, unsigned server, KsPagerServer *out);
+
+/*
+ * The VM is being thrown away: every fault, pending or to come, is answered with a zero page, so
+ * that threads that wait for a lost server can end. Any thread.
+ */
+void ks_pager_release(KsPager *pager);
+/* Ends paging. @drop_sessions frees everything on the servers (best effort). */
+void ks_pager_free(KsPager *pager, bool drop_sessions);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KINTSUGI_H */
