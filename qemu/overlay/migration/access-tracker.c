@@ -1,0 +1,523 @@
+/*
+ * Access tracker: finds out periodically which pages the guest has touched
+ *
+ * A thread scans once a period and feeds an access history in libkintsugi,
+ * which ranks chunks of memory for splitting a VM and for paging it out.
+ *
+ * The tcg source: the softmmu TLB marks a page when it fills an entry
+ * (exec/access-bits.h); a scan takes the marks and has every vCPU flush its
+ * TLB, so that the next access to each page is seen again.  The flush is not
+ * waited for: a vCPU may be blocked in a page fault.  An access that comes
+ * between a scan and the flush through an entry filled before is not seen.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-remote-memory.h"
+#include "qapi/qapi-visit-remote-memory.h"
+#include "qapi/visitor.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/thread.h"
+#include "qemu/units.h"
+#include "exec/access-bits.h"
+#include "exec/cputlb.h"
+#include "exec/ramblock.h"
+#include "exec/ramlist.h"
+#include "exec/target_page.h"
+#include "hw/core/cpu.h"
+#include "hw/qdev-core.h"
+#include "migration/access-tracker.h"
+#include "qom/object_interfaces.h"
+#include "system/system.h"
+#include "system/tcg.h"
+#include "trace.h"
+
+#define TYPE_ACCESS_TRACKER "access-tracker"
+OBJECT_DECLARE_SIMPLE_TYPE(AccessTracker, ACCESS_TRACKER)
+
+/* Words of accessed bits that one call hands to the history. */
+#define SCAN_WORDS 1024
+
+struct AccessTracker {
+    Object parent_obj;
+
+    /* Properties */
+    uint32_t period_ms;
+    uint32_t shift_ticks;
+    uint64_t chunk_size;
+    AccessPolicy policy;
+    char *record;
+
+    Notifier machine_done;
+    QemuThread thread;
+    bool running;
+    QemuSemaphore wake;
+    bool stopping;
+
+    /* Protects what follows against the scanning thread */
+    QemuMutex lock;
+    SplitLayout *layout;
+    KsHistory *history;
+    bool owns_history;
+    KsHistory *attached; /* a second one to feed; of the same layout */
+    FILE *record_file;
+    uint64_t scans;
+    uint64_t accessed;
+    uint64_t scan_us;
+};
+
+AccessBits *tcg_access_bits;
+
+/* There is one: two would take each other's accessed bits.  Under the BQL. */
+static AccessTracker *the_tracker;
+
+static void flush_tlb(CPUState *cpu, run_on_cpu_data data)
+{
+    tlb_flush(cpu);
+}
+
+static void record_run(AccessTracker *t, uint64_t first, uint64_t count)
+{
+    fprintf(t->record_file, "%" PRIu64 " %" PRIu64 "\n", first, count);
+}
+
+/* Appends the set bits of a scan, as runs. */
+static void record_words(AccessTracker *t, uint64_t first_page,
+                         const uint64_t *words, uint64_t pages)
+{
+    const unsigned long *map = (const unsigned long *)words;
+    uint64_t end;
+
+    for (uint64_t at = find_first_bit(map, pages); at < pages;
+         at = find_next_bit(map, pages, end)) {
+        end = find_next_zero_bit(map, pages, at);
+        record_run(t, first_page + at, end - at);
+    }
+}
+
+static void scan_block(AccessTracker *t, AccessBits *bits,
+                       const SplitBlock *block)
+{
+    uint64_t words[SCAN_WORDS];
+    /* RAM blocks start at multiples of BITS_PER_LONG pages. */
+    uint64_t word = BIT_WORD(block->rb->offset >> qemu_target_page_bits());
+
+    for (uint64_t page = 0; page < block->pages;) {
+        uint64_t pages = MIN(block->pages - page, SCAN_WORDS * 64);
+        uint64_t n = DIV_ROUND_UP(pages, 64);
+        uint64_t found = 0;
+
+        for (uint64_t i = 0; i < n; i++, word++) {
+            words[i] = qatomic_read(&bits->map[word]) ?
+                       qatomic_xchg(&bits->map[word], 0) : 0;
+            found += ctpop64(words[i]);
+        }
+        if (found) {
+            t->accessed += found;
+            ks_history_feed(t->history, block->first_page + page, words, pages);
+            if (t->attached) {
+                ks_history_feed(t->attached, block->first_page + page, words,
+                                pages);
+            }
+            if (t->record_file) {
+                record_words(t, block->first_page + page, words, pages);
+            }
+        }
+        page += pages;
+    }
+}
+
+static void scan(AccessTracker *t)
+{
+    int64_t start = g_get_monotonic_time();
+    AccessBits *bits;
+    CPUState *cpu;
+
+    QEMU_LOCK_GUARD(&t->lock);
+    RCU_READ_LOCK_GUARD();
+    bits = qatomic_rcu_read(&tcg_access_bits);
+    t->accessed = 0;
+    ks_history_tick(t->history);
+    if (t->attached) {
+        ks_history_tick(t->attached);
+    }
+    if (t->record_file) {
+        fputs("scan\n", t->record_file);
+    }
+    for (unsigned i = 0; i < t->layout->count; i++) {
+        scan_block(t, bits, &t->layout->blocks[i]);
+    }
+    CPU_FOREACH(cpu) {
+        async_run_on_cpu(cpu, flush_tlb, RUN_ON_CPU_NULL);
+    }
+    if (t->record_file) {
+        fflush(t->record_file);
+    }
+    t->scans++;
+    t->scan_us = g_get_monotonic_time() - start;
+    trace_access_tracker_scan(t->scans, t->accessed, t->scan_us);
+}
+
+static void *scan_thread(void *opaque)
+{
+    AccessTracker *t = opaque;
+
+    rcu_register_thread();
+    while (!qatomic_read(&t->stopping)) {
+        if (qemu_sem_timedwait(&t->wake, t->period_ms) < 0) {
+            scan(t);
+        }
+    }
+    rcu_unregister_thread();
+    return NULL;
+}
+
+static AccessBits *access_bits_new(const SplitLayout *layout)
+{
+    uint64_t end = 0;
+    AccessBits *bits;
+
+    for (unsigned i = 0; i < layout->count; i++) {
+        RAMBlock *rb = layout->blocks[i].rb;
+
+        end = MAX(end, (rb->offset + rb->used_length) >>
+                       qemu_target_page_bits());
+    }
+    end = ROUND_UP(end, BITS_PER_LONG);
+    bits = g_malloc0(sizeof(*bits) + end / BITS_PER_BYTE);
+    bits->pages = end;
+    return bits;
+}
+
+static bool check_source(Error **errp)
+{
+    if (!tcg_enabled()) {
+        error_setg(errp, "access-tracker has no source of accessed bits for "
+                   "this accelerator: use -accel tcg");
+        return false;
+    }
+    return true;
+}
+
+/* The machine has its accelerator and its RAM: start. */
+static void start_scanning(Notifier *n, void *data)
+{
+    AccessTracker *t = container_of(n, AccessTracker, machine_done);
+    KsError err = {};
+
+    /* Plugged into a running VM, this was checked before. */
+    check_source(&error_fatal);
+    t->layout = split_layout_new();
+    if (!t->layout->pages) {
+        warn_report("access-tracker: this machine has no RAM from memory "
+                    "backends to track");
+        return;
+    }
+    if (!t->history) {
+        t->owns_history = true;
+        t->history = ks_history_new(t->layout->pages,
+                                    t->chunk_size / KS_PAGE_SIZE,
+                                    (KsPolicy)t->policy, t->shift_ticks, &err);
+        if (!t->history) {
+            error_report("access-tracker: %s", err.message);
+            return;
+        }
+    }
+    if (t->record_file) {
+        fprintf(t->record_file, "kintsugi-access-trace 1\npages %" PRIu64 "\n",
+                t->layout->pages);
+    }
+    qatomic_rcu_set(&tcg_access_bits, access_bits_new(t->layout));
+    t->running = true;
+    qemu_thread_create(&t->thread, "access-tracker", scan_thread, t,
+                       QEMU_THREAD_JOINABLE);
+    trace_access_tracker_start(t->layout->pages, t->period_ms);
+}
+
+static void access_tracker_complete(UserCreatable *uc, Error **errp)
+{
+    AccessTracker *t = ACCESS_TRACKER(uc);
+
+    if (the_tracker) {
+        error_setg(errp, "there is an access-tracker already: one serves the "
+                   "whole VM");
+        return;
+    }
+    if (phase_check(PHASE_MACHINE_READY) && !check_source(errp)) {
+        return;
+    }
+    if (qemu_target_page_size() != KS_PAGE_SIZE) {
+        error_setg(errp, "access-tracker needs a target with pages of %u "
+                   "bytes", KS_PAGE_SIZE);
+        return;
+    }
+    if (!is_power_of_2(t->chunk_size) || t->chunk_size < KS_PAGE_SIZE ||
+        t->chunk_size > 128 * MiB) {
+        error_setg(errp, "chunk-size must be a power of two from %u to 128M",
+                   KS_PAGE_SIZE);
+        return;
+    }
+    if (t->record) {
+        t->record_file = fopen(t->record, "w");
+        if (!t->record_file) {
+            error_setg_errno(errp, errno, "cannot record accesses to '%s'",
+                             t->record);
+            return;
+        }
+    }
+    the_tracker = t;
+    t->machine_done.notify = start_scanning;
+    qemu_add_machine_init_done_notifier(&t->machine_done);
+}
+
+static bool access_tracker_can_be_deleted(UserCreatable *uc)
+{
+    return !ACCESS_TRACKER(uc)->attached;
+}
+
+static void access_tracker_init(Object *obj)
+{
+    AccessTracker *t = ACCESS_TRACKER(obj);
+
+    t->period_ms = 1000;
+    t->shift_ticks = 4;
+    t->chunk_size = 64 * KiB;
+    t->policy = ACCESS_POLICY_AGING;
+    qemu_mutex_init(&t->lock);
+    qemu_sem_init(&t->wake, 0);
+}
+
+static void access_tracker_finalize(Object *obj)
+{
+    AccessTracker *t = ACCESS_TRACKER(obj);
+    AccessBits *bits = tcg_access_bits;
+
+    if (t->running) {
+        qatomic_set(&t->stopping, true);
+        qemu_sem_post(&t->wake);
+        qemu_thread_join(&t->thread);
+        qatomic_rcu_set(&tcg_access_bits, NULL);
+        g_free_rcu(bits, rcu);
+    }
+    if (the_tracker == t) {
+        qemu_remove_machine_init_done_notifier(&t->machine_done);
+        the_tracker = NULL;
+    }
+    if (t->owns_history) {
+        ks_history_free(t->history);
+    }
+    if (t->record_file) {
+        fclose(t->record_file);
+    }
+    g_free(t->record);
+    g_free(t->layout);
+    qemu_sem_destroy(&t->wake);
+    qemu_mutex_destroy(&t->lock);
+}
+
+static void get_uint32(Object *obj, Visitor *v, const char *name, void *opaque,
+                       Error **errp)
+{
+    visit_type_uint32(v, name, (void *)obj + (uintptr_t)opaque, errp);
+}
+
+static void set_positive(Object *obj, Visitor *v, const char *name,
+                         void *opaque, Error **errp)
+{
+    uint32_t value;
+
+    if (!visit_type_uint32(v, name, &value, errp)) {
+        return;
+    }
+    if (!value) {
+        error_setg(errp, "%s must be at least 1", name);
+        return;
+    }
+    *(uint32_t *)((void *)obj + (uintptr_t)opaque) = value;
+}
+
+static void get_chunk_size(Object *obj, Visitor *v, const char *name,
+                           void *opaque, Error **errp)
+{
+    visit_type_size(v, name, &ACCESS_TRACKER(obj)->chunk_size, errp);
+}
+
+static void set_chunk_size(Object *obj, Visitor *v, const char *name,
+                           void *opaque, Error **errp)
+{
+    visit_type_size(v, name, &ACCESS_TRACKER(obj)->chunk_size, errp);
+}
+
+static int get_policy(Object *obj, Error **errp)
+{
+    return ACCESS_TRACKER(obj)->policy;
+}
+
+static void set_policy(Object *obj, int value, Error **errp)
+{
+    ACCESS_TRACKER(obj)->policy = value;
+}
+
+static char *get_record(Object *obj, Error **errp)
+{
+    return g_strdup(ACCESS_TRACKER(obj)->record);
+}
+
+static void set_record(Object *obj, const char *value, Error **errp)
+{
+    AccessTracker *t = ACCESS_TRACKER(obj);
+
+    g_free(t->record);
+    t->record = g_strdup(value);
+}
+
+static void access_tracker_class_init(ObjectClass *oc, void *data)
+{
+    UserCreatableClass *ucc = USER_CREATABLE_CLASS(oc);
+
+    ucc->complete = access_tracker_complete;
+    ucc->can_be_deleted = access_tracker_can_be_deleted;
+
+    object_class_property_add(oc, "period", "uint32", get_uint32, set_positive,
+                              NULL, (void *)offsetof(AccessTracker, period_ms));
+    object_class_property_set_description(oc, "period",
+                                          "milliseconds between scans");
+    object_class_property_add(oc, "shift-ticks", "uint32", get_uint32,
+                              set_positive, NULL,
+                              (void *)offsetof(AccessTracker, shift_ticks));
+    object_class_property_set_description(oc, "shift-ticks",
+                                          "scans between shifts (aging)");
+    object_class_property_add(oc, "chunk-size", "size", get_chunk_size,
+                              set_chunk_size, NULL, NULL);
+    object_class_property_set_description(oc, "chunk-size",
+                                          "bytes ranked as one");
+    object_class_property_add_enum(oc, "policy", "AccessPolicy",
+                                   &AccessPolicy_lookup, get_policy,
+                                   set_policy);
+    object_class_property_add_str(oc, "record", get_record, set_record);
+    object_class_property_set_description(oc, "record",
+                                          "file to record accesses to");
+}
+
+static const TypeInfo access_tracker_info = {
+    .name = TYPE_ACCESS_TRACKER,
+    .parent = TYPE_OBJECT,
+    .instance_size = sizeof(AccessTracker),
+    .instance_init = access_tracker_init,
+    .instance_finalize = access_tracker_finalize,
+    .class_init = access_tracker_class_init,
+    .interfaces = (InterfaceInfo[]) {
+        { TYPE_USER_CREATABLE },
+        { }
+    },
+};
+
+static void access_tracker_register_types(void)
+{
+    type_register_static(&access_tracker_info);
+}
+
+type_init(access_tracker_register_types);
+
+void access_tracker_attach(KsHistory *history, Error **errp)
+{
+    Object *obj;
+
+    if (the_tracker && the_tracker->running) {
+        WITH_QEMU_LOCK_GUARD(&the_tracker->lock) {
+            the_tracker->attached = history;
+        }
+        return;
+    }
+    obj = object_new(TYPE_ACCESS_TRACKER);
+    ACCESS_TRACKER(obj)->history = history;
+    if (!user_creatable_complete(USER_CREATABLE(obj), errp)) {
+        object_unref(obj);
+        return;
+    }
+    object_property_add_child(object_get_objects_root(), "remote-memory", obj);
+    object_unref(obj);
+}
+
+void access_tracker_detach(KsHistory *history)
+{
+    AccessTracker *t = the_tracker;
+
+    if (!t) {
+        return;
+    }
+    if (t->history == history) {
+        object_unparent(OBJECT(t));
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&t->lock) {
+        if (t->attached == history) {
+            t->attached = NULL;
+        }
+    }
+}
+
+AccessTracker *access_tracker_get(const SplitLayout *layout)
+{
+    AccessTracker *t = the_tracker;
+
+    if (!t || !t->running || !split_layout_equal(t->layout, layout)) {
+        return NULL;
+    }
+    object_ref(OBJECT(t));
+    return t;
+}
+
+void access_tracker_put(AccessTracker *t)
+{
+    object_unref(OBJECT(t));
+}
+
+const KsHistory *access_tracker_history(AccessTracker *t)
+{
+    return t->history;
+}
+
+KsPolicy access_tracker_policy(AccessTracker *t)
+{
+    return (KsPolicy)t->policy;
+}
+
+uint32_t access_tracker_chunk_pages(AccessTracker *t)
+{
+    return t->chunk_size / KS_PAGE_SIZE;
+}
+
+AccessTrackerInfoList *qmp_query_access_tracker(Error **errp)
+{
+    AccessTracker *t = the_tracker;
+    AccessTrackerInfoList *list = NULL;
+    AccessTrackerInfo *info;
+
+    if (!t || !t->running) {
+        return NULL;
+    }
+    info = g_new0(AccessTrackerInfo, 1);
+    info->id = g_strdup(object_get_canonical_path_component(OBJECT(t)));
+    info->source = ACCESS_SOURCE_TCG;
+    info->sees = g_strdup("reads and writes by vCPUs, once a scan and page");
+    info->misses = g_strdup("accesses by devices; accesses through "
+                            "translations that a vCPU made before a scan and "
+                            "flushes after it");
+    info->period = t->period_ms;
+    info->policy = t->policy;
+    info->chunk_size = t->chunk_size;
+    info->pages = t->layout->pages;
+    WITH_QEMU_LOCK_GUARD(&t->lock) {
+        info->scans = t->scans;
+        info->accessed = t->accessed;
+        info->scan_time = t->scan_us;
+    }
+    QAPI_LIST_PREPEND(list, info);
+    return list;
+}

@@ -1,0 +1,417 @@
+/*
+ * Remote memory: the destination of a split migration, and paging afterwards
+ *
+ * The stream's section "remote-memory" says which pages are on which memory
+ * server.  Once RAM is complete, and before any device state that may touch
+ * it, the servers' sessions are claimed and libkintsugi's pager takes over
+ * the page faults.  When everything is loaded the handover is committed; only
+ * then may the VM run.
+ *
+ * When a server is lost the VM is stopped.  A vCPU that waits for one of its
+ * pages cannot be stopped, nor waited for: it is told to stop once it gets
+ * there, and everything else stops at once.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "hw/core/cpu.h"
+#include "migration/split.h"
+#include "migration.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-remote-memory.h"
+#include "qapi/qapi-events-remote-memory.h"
+#include "qapi/qapi-events-run-state.h"
+#include "qemu-file.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/notify.h"
+#include "qemu/units.h"
+#include "system/cpus.h"
+#include "system/cpu-timers.h"
+#include "system/runstate.h"
+#include "system/system.h"
+#include "trace.h"
+
+#define IO_TIMEOUT_MS 5000
+/* Plans are a byte a chunk at most; this is one for 64 TiB. */
+#define MAX_BLOB_BYTES (4 * GiB)
+
+/* Under the BQL. */
+static struct {
+    KsPager *pager;
+    SplitLayout *layout;
+    bool started;
+    bool committed;
+    /* Servers that are lost, and whether the VM is stopped for them */
+    unsigned lost;
+    bool stopped;
+    Notifier shutdown;
+} remote;
+
+/* ---- Lost servers -------------------------------------------------------- */
+
+static void stop_for_server(void)
+{
+    CPUState *cpu;
+
+    if (!runstate_is_running()) {
+        return;
+    }
+    remote.stopped = true;
+    runstate_set(RUN_STATE_IO_ERROR);
+    cpu_disable_ticks();
+    qemu_clock_enable(QEMU_CLOCK_VIRTUAL, false);
+    CPU_FOREACH(cpu) {
+        cpu->stop = true;
+        qemu_cpu_kick(cpu);
+    }
+    qapi_event_send_stop();
+}
+
+static void go_on_with_server(void)
+{
+    if (!remote.stopped) {
+        return;
+    }
+    remote.stopped = false;
+    if (!runstate_check(RUN_STATE_IO_ERROR)) {
+        /* The user has changed the state meanwhile. */
+        return;
+    }
+    cpu_enable_ticks();
+    runstate_set(RUN_STATE_RUNNING);
+    resume_all_vcpus();
+    qapi_event_send_resume();
+}
+
+typedef struct ServerNews {
+    char *uri;
+    char *error;
+    bool lost;
+} ServerNews;
+
+static void server_news_bh(void *opaque)
+{
+    ServerNews *news = opaque;
+
+    if (remote.pager && news->lost) {
+        remote.lost++;
+        qapi_event_send_remote_memory_server_lost(news->uri, news->error);
+        stop_for_server();
+    } else if (remote.pager) {
+        assert(remote.lost);
+        remote.lost--;
+        qapi_event_send_remote_memory_server_back(news->uri);
+        if (!remote.lost) {
+            go_on_with_server();
+        }
+    }
+    g_free(news->uri);
+    g_free(news->error);
+    g_free(news);
+}
+
+/* On a pager thread. */
+static void on_server_event(void *opaque, const KsServerEvent *event)
+{
+    ServerNews *news = g_new0(ServerNews, 1);
+
+    trace_remote_memory_server(event->uri, event->lost, event->error);
+    news->uri = g_strdup(event->uri);
+    news->error = g_strdup(event->error);
+    news->lost = event->lost;
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), server_news_bh, news);
+}
+
+/* QEMU ends: vCPUs that wait for a lost server must end with it. */
+static void on_shutdown(Notifier *n, void *data)
+{
+    if (remote.pager && remote.lost) {
+        ks_pager_release(remote.pager);
+    }
+}
+
+/* ---- Loading ------------------------------------------------------------- */
+
+static int load_error(const KsError *err)
+{
+    error_report("remote memory: %s", err->message);
+    return -err->code;
+}
+
+static void *get_blob(QEMUFile *f, uint64_t *bytes)
+{
+    g_autofree uint8_t *blob = NULL;
+
+    *bytes = qemu_get_be64(f);
+    if (*bytes > MAX_BLOB_BYTES) {
+        error_report("remote memory: a record of %" PRIu64 " bytes in the "
+                     "stream", *bytes);
+        return NULL;
+    }
+    blob = g_try_malloc(MAX(*bytes, 1));
+    if (!blob) {
+        error_report("remote memory: no memory for a record of %" PRIu64
+                     " bytes", *bytes);
+        return NULL;
+    }
+    if (qemu_get_buffer(f, blob, *bytes) != *bytes) {
+        return NULL;
+    }
+    return g_steal_pointer(&blob);
+}
+
+/* The source's blocks must be this VM's. */
+static bool load_blocks(QEMUFile *f)
+{
+    uint32_t count = qemu_get_be32(f);
+
+    if (count != remote.layout->count) {
+        error_report("remote memory: the source splits %u RAM blocks, this VM "
+                     "has %u: start both with the same memory options", count,
+                     remote.layout->count);
+        return false;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        const SplitBlock *block = &remote.layout->blocks[i];
+        char idstr[256];
+        uint64_t pages;
+
+        if (!qemu_get_counted_string(f, idstr)) {
+            return false;
+        }
+        pages = qemu_get_be64(f);
+        if (strcmp(idstr, block->rb->idstr) || pages != block->pages) {
+            error_report("remote memory: the source's RAM block '%s' has %"
+                         PRIu64 " pages, this VM's '%s' has %" PRIu64
+                         ": start both with the same memory options", idstr,
+                         pages, block->rb->idstr, block->pages);
+            return false;
+        }
+    }
+    return true;
+}
+
+static int load_plan(QEMUFile *f)
+{
+    g_autofree void *plan = NULL;
+    KsPagerConfig config = {
+        .io_timeout_ms = IO_TIMEOUT_MS,
+        .on_server_event = on_server_event,
+    };
+    Error *local_err = NULL;
+    KsError err = {};
+    uint64_t bytes;
+
+    if (remote.pager) {
+        error_report("remote memory: a second plan in the stream");
+        return -EINVAL;
+    }
+    plan = get_blob(f, &bytes);
+    if (!plan) {
+        return -EINVAL;
+    }
+    config.page_out = (KsPageOut)qemu_get_byte(f);
+    if (config.page_out > KS_PAGE_OUT_WRITE_PROTECT) {
+        error_report("remote memory: unknown page-out method %d",
+                     config.page_out);
+        return -EINVAL;
+    }
+    g_free(remote.layout);
+    remote.layout = split_layout_new();
+    if (!split_layout_check(remote.layout, &local_err)) {
+        error_report_err(local_err);
+        return -EINVAL;
+    }
+    if (!load_blocks(f)) {
+        return -EINVAL;
+    }
+    remote.pager = ks_pager_new(plan, bytes, &config, &err);
+    if (!remote.pager) {
+        return load_error(&err);
+    }
+    if (ks_pager_vm_pages(remote.pager) != remote.layout->pages) {
+        error_report("remote memory: the plan is for another memory size");
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < remote.layout->count; i++) {
+        const SplitBlock *block = &remote.layout->blocks[i];
+
+        if (ks_pager_add_region(remote.pager, block->rb->host,
+                                block->first_page, block->pages, &err) < 0) {
+            return load_error(&err);
+        }
+    }
+    /* Keeps devices that pin memory from being plugged. */
+    if (ram_block_discard_require(true) < 0) {
+        error_report("remote memory: a device has the guest's memory pinned");
+        return -EBUSY;
+    }
+    trace_remote_memory_plan(remote.layout->pages);
+    return 0;
+}
+
+static int load_changes(QEMUFile *f, bool end)
+{
+    g_autofree void *changes = NULL;
+    Error *local_err = NULL;
+    KsError err = {};
+    uint64_t bytes;
+
+    if (!remote.pager || remote.started) {
+        error_report("remote memory: changes out of turn in the stream");
+        return -EINVAL;
+    }
+    changes = get_blob(f, &bytes);
+    if (!changes) {
+        return -EINVAL;
+    }
+    if (ks_pager_apply_changes(remote.pager, changes, bytes, &err) < 0) {
+        return load_error(&err);
+    }
+    if (!end) {
+        return 0;
+    }
+    if (ks_pager_start(remote.pager, &err) < 0) {
+        return load_error(&err);
+    }
+    remote.started = true;
+    access_tracker_attach(ks_pager_history(remote.pager), &local_err);
+    if (local_err) {
+        warn_report_err(local_err);
+        warn_report("remote memory: pages out without knowing what the guest "
+                    "touches, except for its page faults");
+    }
+    remote.shutdown.notify = on_shutdown;
+    qemu_register_shutdown_notifier(&remote.shutdown);
+    trace_remote_memory_start();
+    return 0;
+}
+
+int remote_memory_load(QEMUFile *f, void *opaque, int version_id)
+{
+    uint32_t record = qemu_get_be32(f);
+
+    switch (record) {
+    case SPLIT_RECORD_PLAN:
+        return load_plan(f);
+    case SPLIT_RECORD_CHANGES:
+        return load_changes(f, false);
+    case SPLIT_RECORD_END:
+        return load_changes(f, true);
+    default:
+        error_report("remote memory: unknown record %u in the stream", record);
+        return -EINVAL;
+    }
+}
+
+bool remote_memory_commit(Error **errp)
+{
+    KsError err = {};
+
+    if (!remote.pager) {
+        return true;
+    }
+    if (!remote.started) {
+        error_setg(errp, "the stream ended before the remote memory's end");
+        return false;
+    }
+    if (ks_pager_commit(remote.pager, &err) < 0) {
+        error_setg(errp, "%s", err.message);
+        return false;
+    }
+    remote.committed = true;
+    trace_remote_memory_commit();
+    return true;
+}
+
+void remote_memory_cleanup(void)
+{
+    if (!remote.pager) {
+        return;
+    }
+    if (remote.started) {
+        access_tracker_detach(ks_pager_history(remote.pager));
+        notifier_remove(&remote.shutdown);
+    }
+    /* Without a commit the sessions are the source's. */
+    ks_pager_free(remote.pager, remote.committed);
+    remote.pager = NULL;
+    trace_remote_memory_cleanup();
+}
+
+/* ---- Figures ------------------------------------------------------------- */
+
+static RemoteMemoryServer *server_info(unsigned i)
+{
+    RemoteMemoryServer *server = g_new0(RemoteMemoryServer, 1);
+    KsPagerServer figures;
+
+    ks_pager_server(remote.pager, i, &figures);
+    server->uri = g_strdup(figures.uri);
+    server->connected = figures.connected;
+    server->error_desc = figures.connected ? NULL : g_strdup(figures.error);
+    server->capacity = figures.capacity_pages;
+    server->pages = figures.pages;
+    server->page_ins = figures.page_ins;
+    server->page_outs = figures.page_outs;
+    server->bytes_in = figures.bytes_in;
+    server->bytes_out = figures.bytes_out;
+    server->reconnects = figures.reconnects;
+    return server;
+}
+
+RemoteMemoryInfo *qmp_query_remote_memory(Error **errp)
+{
+    RemoteMemoryInfo *info = g_new0(RemoteMemoryInfo, 1);
+    RemoteMemoryServerList **tail = &info->servers;
+    KsPagerStats stats;
+
+    if (!remote.started) {
+        return info;
+    }
+    ks_pager_stats(remote.pager, &stats);
+    info->active = true;
+
+#define FIGURE(member, figure) do {     \
+        info->has_##member = true;      \
+        info->member = stats.figure;    \
+    } while (0)
+    FIGURE(pages, vm_pages);
+    FIGURE(limit, limit_pages);
+    FIGURE(resident, resident_pages);
+    FIGURE(remote, remote_pages);
+    FIGURE(zero, zero_pages);
+    FIGURE(queued, queued_pages);
+    FIGURE(faults, faults);
+    FIGURE(page_ins, page_ins);
+    FIGURE(prefetched, prefetched_pages);
+    FIGURE(zero_fills, zero_fills);
+    FIGURE(queue_hits, queue_hits);
+    FIGURE(page_outs, page_outs);
+    FIGURE(page_outs_zero, page_outs_zero);
+    FIGURE(page_outs_refused, page_outs_refused);
+    FIGURE(hard_waits, hard_waits);
+    FIGURE(page_in_p50, page_in_p50_ns);
+    FIGURE(page_in_p99, page_in_p99_ns);
+    FIGURE(page_in_max, page_in_max_ns);
+    FIGURE(page_out_p50, page_out_p50_ns);
+    FIGURE(page_out_p99, page_out_p99_ns);
+#undef FIGURE
+
+    info->has_page_out = true;
+    info->page_out = stats.page_out_by_move ? PAGE_OUT_METHOD_MOVE :
+                                              PAGE_OUT_METHOD_WP;
+    info->page_out_reason = g_strdup(stats.page_out_reason);
+    info->has_stopped = true;
+    info->stopped = remote.stopped;
+    info->has_servers = true;
+    for (unsigned i = 0; i < stats.servers; i++) {
+        QAPI_LIST_APPEND(tail, server_info(i));
+    }
+    return info;
+}

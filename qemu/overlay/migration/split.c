@@ -1,0 +1,560 @@
+/*
+ * Split migration, source side
+ *
+ * A precopy migration whose cold pages bypass the main stream: they go from
+ * here to memory servers on the sub-hosts.  libkintsugi plans and sends; this
+ * file connects it with the migration code.  See docs/architecture.md of
+ * Kintsugi for the handover.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/thread-pool.h"
+#include "exec/ramblock.h"
+#include "exec/target_page.h"
+#include "migration/misc.h"
+#include "migration/register.h"
+#include "migration/split.h"
+#include "migration.h"
+#include "migration-stats.h"
+#include "options.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-commands-remote-memory.h"
+#include "qapi/qapi-visit-remote-memory.h"
+#include "qemu-file.h"
+#include "qemu/coroutine.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/main-loop.h"
+#include "qemu/units.h"
+#include "qemu/uuid.h"
+#include "ram.h"
+#include "system/runstate.h"
+#include "system/system.h"
+#include "trace.h"
+
+#define CONNECT_TIMEOUT_MS 5000
+#define IO_TIMEOUT_MS 10000
+/* Pages between two looks at what the senders have sent. */
+#define ACCOUNT_PAGES 64
+
+/*
+ * The newest split migration.  Written under the BQL by the main thread; the
+ * migration thread reads what is fixed while it runs.
+ */
+static struct {
+    /* Set while there is a job.  Its own functions say who may call them. */
+    KsSplit *job;
+    SplitLayout *layout;
+    SplitPhase phase;
+    char *error;
+    char *uri;
+    AccessPolicy policy;
+    uint64_t chunk_size;
+    PageOutMethod page_out;
+    bool history;
+    /* Of a job that has ended */
+    SplitTargetList *targets;
+    unsigned sub_hosts;
+
+    /* The migration thread's */
+    bool handover_begun;
+    uint64_t accounted_bytes;
+    unsigned unaccounted_pages;
+    const SplitBlock *last_block;
+} split;
+
+/* Protects split.job against going away under split_migration_cancel(). */
+static QemuMutex job_lock;
+static NotifierWithReturn split_notifier;
+
+bool split_migration_active(void)
+{
+    return qatomic_read(&split.job) && split.phase == SPLIT_PHASE_ACTIVE;
+}
+
+static void account(void)
+{
+    uint64_t bytes = ks_split_sent_bytes(split.job);
+
+    stat64_add(&mig_stats.multifd_bytes, bytes - split.accounted_bytes);
+    split.accounted_bytes = bytes;
+    split.unaccounted_pages = 0;
+}
+
+/* Fails the migration with what stopped the senders. */
+static int report_failure(const KsError *err)
+{
+    Error *local_err = NULL;
+
+    error_setg(&local_err, "%s", err->message);
+    migrate_set_error(migrate_get_current(), local_err);
+    error_free(local_err);
+    return -err->code;
+}
+
+bool split_migration_save_page(RAMBlock *rb, ram_addr_t offset, int *res)
+{
+    const SplitBlock *block = split.last_block;
+    uint64_t page;
+    int ret;
+
+    if (!block || block->rb != rb) {
+        block = split_layout_find(split.layout, rb);
+        if (!block) {
+            return false;
+        }
+        split.last_block = block;
+    }
+    page = block->first_page + (offset >> TARGET_PAGE_BITS);
+    if (!ks_split_owner(split.job, page)) {
+        return false;
+    }
+    ret = ks_split_send(split.job, page, rb->host + offset);
+    if (ret < 0) {
+        KsError err = {};
+
+        ks_split_error(split.job, &err);
+        *res = report_failure(&err);
+        return true;
+    }
+    if (++split.unaccounted_pages >= ACCOUNT_PAGES) {
+        account();
+    }
+    *res = 1;
+    return true;
+}
+
+static bool split_is_active(void *opaque)
+{
+    return split_migration_active();
+}
+
+static void put_blob(QEMUFile *f, SplitRecord record, void *data, size_t bytes)
+{
+    qemu_put_be32(f, record);
+    qemu_put_be64(f, bytes);
+    qemu_put_buffer(f, data, bytes);
+}
+
+static int split_save_setup(QEMUFile *f, void *opaque, Error **errp)
+{
+    g_autofree void *plan = NULL;
+    KsError err = {};
+    size_t bytes;
+
+    if (ks_split_encode_plan(split.job, &plan, &bytes, &err) < 0) {
+        error_setg(errp, "%s", err.message);
+        return -err.code;
+    }
+    put_blob(f, SPLIT_RECORD_PLAN, plan, bytes);
+    qemu_put_byte(f, split.page_out);
+    qemu_put_be32(f, split.layout->count);
+    for (unsigned i = 0; i < split.layout->count; i++) {
+        const SplitBlock *block = &split.layout->blocks[i];
+
+        qemu_put_counted_string(f, block->rb->idstr);
+        qemu_put_be64(f, block->pages);
+    }
+    return qemu_file_get_error(f);
+}
+
+static int put_changes(QEMUFile *f, SplitRecord record)
+{
+    g_autofree void *changes = NULL;
+    KsError err = {};
+    size_t bytes;
+
+    if (ks_split_encode_changes(split.job, &changes, &bytes, &err) < 0) {
+        return report_failure(&err);
+    }
+    put_blob(f, record, changes, bytes);
+    return 0;
+}
+
+static int split_save_iterate(QEMUFile *f, void *opaque)
+{
+    KsError err = {};
+    int ret;
+
+    ks_split_kick(split.job);
+    account();
+    if (ks_split_error(split.job, &err) < 0) {
+        return report_failure(&err);
+    }
+    ret = put_changes(f, SPLIT_RECORD_CHANGES);
+    return ret < 0 ? ret : 1;
+}
+
+/*
+ * Called after RAM is complete, with the VM stopped.  From here until the
+ * destination has said yes or no it may have taken the VM over.
+ */
+static int split_save_complete(QEMUFile *f, void *opaque)
+{
+    KsError err = {};
+
+    trace_split_migration_flush(ks_split_pending(split.job));
+    if (ks_split_flush(split.job, &err) < 0) {
+        return report_failure(&err);
+    }
+    account();
+    split.handover_begun = true;
+    trace_split_migration_handover();
+    return put_changes(f, SPLIT_RECORD_END);
+}
+
+static void split_state_pending(void *opaque, uint64_t *must_precopy,
+                                uint64_t *can_postcopy)
+{
+    *must_precopy += ks_split_pending(split.job) * KS_PAGE_SIZE;
+}
+
+static const SaveVMHandlers split_handlers = {
+    .is_active = split_is_active,
+    .save_setup = split_save_setup,
+    .save_live_iterate = split_save_iterate,
+    .save_live_complete_precopy = split_save_complete,
+    .state_pending_estimate = split_state_pending,
+    .state_pending_exact = split_state_pending,
+    .load_state = remote_memory_load,
+};
+
+void split_migration_cancel(void)
+{
+    QEMU_LOCK_GUARD(&job_lock);
+    if (split.job) {
+        ks_split_cancel(split.job);
+    }
+}
+
+void split_migration_settle(MigrationState *s)
+{
+    KsError err = {};
+    int ret;
+
+    if (!split_migration_active() || !split.handover_begun ||
+        s->state == MIGRATION_STATUS_COMPLETED) {
+        return;
+    }
+    ret = ks_split_reclaim(split.job, &err);
+    trace_split_migration_settle(ret);
+    if (!ret) {
+        return;
+    }
+    if (ret == -EALREADY) {
+        warn_report("the migration stream broke, but the destination had "
+                    "taken the VM over before: it runs there");
+        migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);
+        return;
+    }
+    error_report("the migration broke during the handover and the first "
+                 "sub-host cannot tell who owns the VM: %s", err.message);
+    error_printf("The VM stays paused here. Continue it only if the "
+                 "destination does not run it.\n");
+    s->vm_old_state = RUN_STATE_PAUSED;
+    split.phase = SPLIT_PHASE_IN_DOUBT;
+}
+
+/* ---- Figures ------------------------------------------------------------- */
+
+static SplitTargetList *collect_targets(void)
+{
+    SplitTargetList *list = NULL, **tail = &list;
+
+    for (unsigned i = 0; i <= split.sub_hosts; i++) {
+        SplitTarget *target = g_new0(SplitTarget, 1);
+        KsSplitTarget figures;
+
+        ks_split_target(split.job, i, &figures);
+        target->main = !i;
+        target->uri = g_strdup(i ? figures.uri : split.uri);
+        target->planned = figures.planned_pages;
+        target->sent = figures.sent_pages;
+        target->bytes = i ? figures.sent_bytes :
+            stat64_get(&mig_stats.qemu_file_transferred);
+        target->zero = figures.zero_pages;
+        target->capacity = figures.capacity_bytes;
+        QAPI_LIST_APPEND(tail, target);
+    }
+    return list;
+}
+
+SplitMigrationInfo *qmp_query_migrate_split(Error **errp)
+{
+    SplitMigrationInfo *info = g_new0(SplitMigrationInfo, 1);
+    MigrationState *s = migrate_get_current();
+
+    info->phase = split.phase;
+    if (split.phase == SPLIT_PHASE_NONE) {
+        return info;
+    }
+    if (split.phase == SPLIT_PHASE_ACTIVE &&
+        (s->state == MIGRATION_STATUS_DEVICE ||
+         s->state == MIGRATION_STATUS_PRE_SWITCHOVER)) {
+        info->phase = SPLIT_PHASE_COMPLETING;
+    }
+    info->error_desc = g_strdup(split.error);
+    info->has_policy = true;
+    info->policy = split.policy;
+    info->has_chunk_size = true;
+    info->chunk_size = split.chunk_size;
+    info->has_history = true;
+    info->history = split.history;
+    info->has_pages = true;
+    info->pages = split.layout->pages;
+    if (split_migration_active()) {
+        info->has_pending = true;
+        info->pending = ks_split_pending(split.job);
+        info->has_targets = true;
+        info->targets = collect_targets();
+    } else if (split.targets) {
+        info->has_targets = true;
+        info->targets = QAPI_CLONE(SplitTargetList, split.targets);
+    }
+    return info;
+}
+
+/* ---- Beginning and end --------------------------------------------------- */
+
+typedef struct EndJob {
+    KsSplit *job;
+    bool drop_sessions;
+} EndJob;
+
+/* Servers may take their time to answer; nobody waits for that. */
+static void *end_job_thread(void *opaque)
+{
+    EndJob *end = opaque;
+
+    ks_split_free(end->job, end->drop_sessions);
+    g_free(end);
+    return NULL;
+}
+
+static void split_end(SplitPhase phase, const char *error)
+{
+    EndJob *end = g_new0(EndJob, 1);
+    QemuThread thread;
+
+    if (split.phase == SPLIT_PHASE_ACTIVE) {
+        split.targets = collect_targets();
+    }
+    if (split.phase != SPLIT_PHASE_IN_DOUBT) {
+        split.phase = phase;
+    }
+    g_free(split.error);
+    split.error = g_strdup(error);
+    WITH_QEMU_LOCK_GUARD(&job_lock) {
+        end->job = split.job;
+        qatomic_set(&split.job, NULL);
+    }
+    end->drop_sessions = phase != SPLIT_PHASE_COMPLETED &&
+                         split.phase != SPLIT_PHASE_IN_DOUBT;
+    trace_split_migration_end(SplitPhase_str(split.phase), error ?: "");
+    qemu_thread_create(&thread, "split-end", end_job_thread, end,
+                       QEMU_THREAD_DETACHED);
+}
+
+static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
+                        Error **errp)
+{
+    MigrationState *s = migrate_get_current();
+    SplitPhase phase = SPLIT_PHASE_FAILED;
+    const char *error;
+
+    if (!split.job || split.phase == SPLIT_PHASE_CONNECTING ||
+        event->type == MIG_EVENT_PRECOPY_SETUP) {
+        return 0;
+    }
+    if (s->state == MIGRATION_STATUS_COMPLETED) {
+        phase = SPLIT_PHASE_COMPLETED;
+    } else if (s->state == MIGRATION_STATUS_CANCELLED) {
+        phase = SPLIT_PHASE_CANCELLED;
+    }
+    WITH_QEMU_LOCK_GUARD(&s->error_mutex) {
+        error = phase == SPLIT_PHASE_FAILED && s->error ?
+                error_get_pretty(s->error) : NULL;
+        split_end(phase, error);
+    }
+    return 0;
+}
+
+static bool split_check_options(Error **errp)
+{
+    MigrationState *s = migrate_get_current();
+
+    if (migrate_postcopy() || migrate_colo() || migrate_mapped_ram() ||
+        migrate_background_snapshot()) {
+        error_setg(errp, "migrate-split cannot be combined with the "
+                   "capabilities postcopy-ram, dirty-bitmaps, x-colo, "
+                   "mapped-ram or background-snapshot: turn them off with "
+                   "migrate-set-capabilities");
+        return false;
+    }
+    if (s->parameters.mode != MIG_MODE_NORMAL) {
+        error_setg(errp, "migrate-split needs migration mode 'normal'");
+        return false;
+    }
+    if (split.job || migration_is_running()) {
+        error_setg(errp, "There's a migration process in progress");
+        return false;
+    }
+    if (runstate_check(RUN_STATE_INMIGRATE)) {
+        error_setg(errp, "the VM is still coming in");
+        return false;
+    }
+    if (runstate_check(RUN_STATE_POSTMIGRATE)) {
+        error_setg(errp, "the VM was migrated away already");
+        return false;
+    }
+    return true;
+}
+
+/* Fills *@config; the arrays stay the caller's. */
+static KsSubHost *config_sub_hosts(SplitSubHostList *list, uint32_t *count)
+{
+    g_autofree KsSubHost *sub_hosts = NULL;
+
+    *count = 0;
+    for (SplitSubHostList *item = list; item; item = item->next) {
+        sub_hosts = g_renew(KsSubHost, sub_hosts, *count + 1);
+        sub_hosts[(*count)++] = (KsSubHost) {
+            .uri = item->value->uri,
+            .capacity_bytes = item->value->capacity,
+        };
+    }
+    return g_steal_pointer(&sub_hosts);
+}
+
+static int open_worker(void *opaque)
+{
+    return ks_split_open(split.job, opaque);
+}
+
+typedef struct StartMigration {
+    Coroutine *co;
+    Error *err;
+} StartMigration;
+
+/* qmp_migrate() is no coroutine function. */
+static void start_migration_bh(void *opaque)
+{
+    StartMigration *start = opaque;
+
+    qmp_migrate(split.uri, false, NULL, false, false, false, false,
+                &start->err);
+    aio_co_wake(start->co);
+}
+
+void coroutine_fn qmp_migrate_split(const char *uri, uint64_t main_memory,
+                                    SplitSubHostList *sub_hosts,
+                                    bool has_policy, AccessPolicy policy,
+                                    bool has_chunk_size, uint64_t chunk_size,
+                                    bool has_page_out, PageOutMethod page_out,
+                                    Error **errp)
+{
+    g_autofree SplitLayout *layout = split_layout_new();
+    g_autofree KsSubHost *hosts = NULL;
+    AccessTracker *tracker;
+    KsSplitConfig config = {};
+    StartMigration start = { .co = qemu_coroutine_self() };
+    KsError err = {};
+    KsSplit *job;
+
+    if (!split_check_options(errp) || !split_layout_check(layout, errp)) {
+        return;
+    }
+    if (has_chunk_size &&
+        (!is_power_of_2(chunk_size) || chunk_size < KS_PAGE_SIZE)) {
+        error_setg(errp, "chunk-size %" PRIu64 " is not a power of two of at "
+                   "least %u bytes: try %" PRIu64, chunk_size, KS_PAGE_SIZE,
+                   (uint64_t)MAX(pow2floor(MAX(chunk_size, 1)), KS_PAGE_SIZE));
+        return;
+    }
+    tracker = access_tracker_get(layout);
+    if (!has_policy) {
+        policy = tracker ? (AccessPolicy)access_tracker_policy(tracker) :
+                 ACCESS_POLICY_AGING;
+    }
+    if (!has_chunk_size) {
+        chunk_size = tracker ?
+            (uint64_t)access_tracker_chunk_pages(tracker) * KS_PAGE_SIZE :
+            64 * KiB;
+    }
+    hosts = config_sub_hosts(sub_hosts, &config.sub_host_count);
+    config.vm_name = qemu_get_vm_name();
+    config.vm_pages = layout->pages;
+    config.chunk_pages = MIN(chunk_size / KS_PAGE_SIZE, UINT32_MAX);
+    config.main_capacity_bytes = main_memory;
+    config.sub_hosts = hosts;
+    config.policy = (KsPolicy)policy;
+    /* Another policy's ranks mean something else. */
+    config.history = tracker && access_tracker_policy(tracker) ==
+                     (KsPolicy)policy ? access_tracker_history(tracker) : NULL;
+    config.connect_timeout_ms = CONNECT_TIMEOUT_MS;
+    config.io_timeout_ms = IO_TIMEOUT_MS;
+
+    job = ks_split_new(&config, &err);
+    if (!job) {
+        error_setg(errp, "%s", err.message);
+        goto out;
+    }
+
+    g_free(split.layout);
+    split.layout = g_steal_pointer(&layout);
+    g_free(split.uri);
+    split.uri = g_strdup(uri);
+    g_clear_pointer(&split.error, g_free);
+    g_clear_pointer(&split.targets, qapi_free_SplitTargetList);
+    split.policy = policy;
+    split.chunk_size = chunk_size;
+    split.page_out = has_page_out ? page_out : PAGE_OUT_METHOD_AUTO;
+    split.history = config.history;
+    split.sub_hosts = config.sub_host_count;
+    split.handover_begun = false;
+    split.accounted_bytes = 0;
+    split.unaccounted_pages = 0;
+    split.last_block = NULL;
+    split.phase = SPLIT_PHASE_CONNECTING;
+    WITH_QEMU_LOCK_GUARD(&job_lock) {
+        qatomic_set(&split.job, job);
+    }
+    trace_split_migration_connect(config.sub_host_count, config.vm_pages);
+    if (thread_pool_submit_co(open_worker, &err) < 0) {
+        error_setg(errp, "%s", err.message);
+        split_end(err.code == ECANCELED ? SPLIT_PHASE_CANCELLED :
+                  SPLIT_PHASE_FAILED, err.message);
+        goto out;
+    }
+
+    /* The destination's word is needed before the VM may be let go. */
+    migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
+        true;
+    split.phase = SPLIT_PHASE_ACTIVE;
+    trace_split_migration_start(uri);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), start_migration_bh,
+                            &start);
+    qemu_coroutine_yield();
+    if (start.err) {
+        /* The notifier may have ended the job already. */
+        if (split.job) {
+            split_end(SPLIT_PHASE_FAILED, error_get_pretty(start.err));
+        }
+        error_propagate(errp, start.err);
+    }
+out:
+    if (tracker) {
+        access_tracker_put(tracker);
+    }
+}
+
+void split_migration_init(void)
+{
+    qemu_mutex_init(&job_lock);
+    register_savevm_live("remote-memory", 0, 1, &split_handlers, NULL);
+    migration_add_notifier(&split_notifier, split_notify);
+}
