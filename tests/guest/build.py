@@ -1,0 +1,85 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build the test guest's initramfs under build/guest/, and print its path.
+
+It holds Debian's busybox-static, tests/guest/init and the static programs beside this file. It is
+rebuilt only when one of them changed, and appears under its name by one rename.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OUTPUT = HERE.parents[1] / "build" / "guest"
+PROGRAMS = ("patternguest",)
+CFLAGS = ("-std=gnu11", "-O2", "-g0", "-static", "-pthread", "-Wall", "-Wextra", "-Werror")
+
+
+class BuildError(Exception):
+    """Something the user can act on."""
+
+
+def busybox() -> Path:
+    """The static busybox of the machine."""
+    for candidate in ("/bin/busybox", "/usr/bin/busybox"):
+        if os.access(candidate, os.X_OK):
+            return Path(candidate)
+    raise BuildError("busybox is missing; install the package busybox-static")
+
+
+def build() -> Path:
+    """Build what is out of date and return the initramfs's path."""
+    target = OUTPUT / "initramfs.cpio"
+    sources = [HERE / f"{name}.c" for name in PROGRAMS]
+    inputs = [*sources, HERE / "init", Path(__file__).resolve(), busybox()]
+    if target.exists() and all(p.stat().st_mtime < target.stat().st_mtime for p in inputs):
+        return target
+    for tool in ("gcc", "cpio"):
+        if shutil.which(tool) is None:
+            raise BuildError(f"{tool} is missing; install the package {tool}")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".initramfs-", dir=OUTPUT))
+    try:
+        root = work / "root"
+        for directory in ("bin", "dev", "proc", "sys"):
+            (root / directory).mkdir(parents=True)
+        for name, source in zip(PROGRAMS, sources):
+            program = root / "bin" / name
+            subprocess.run(["gcc", *CFLAGS, "-o", str(program), str(source)], check=True)
+            subprocess.run(["strip", str(program)], check=True)
+        shutil.copy(busybox(), root / "bin" / "busybox")
+        shutil.copy(HERE / "init", root / "init")
+        (root / "init").chmod(0o755)
+        names = sorted(str(p.relative_to(root)) for p in root.rglob("*"))
+        archive = work / "initramfs.cpio"
+        with archive.open("wb") as out:
+            subprocess.run(
+                ["cpio", "-o", "-H", "newc", "-R", "0:0", "--reproducible", "--quiet"],
+                cwd=root, input="\n".join(names).encode(), stdout=out, check=True,
+            )
+        archive.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def main() -> int:
+    """Print the initramfs's path."""
+    argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0]).parse_args()
+    try:
+        print(build())
+    except (BuildError, OSError, subprocess.CalledProcessError) as error:
+        print(f"guest: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
