@@ -12,6 +12,7 @@ using namespace kintsugi::capi;  // NOLINT
 
 struct KsPager {
   Handover handover;
+  std::chrono::milliseconds io_timeout{5000};
   KsHistory history;  // outlives the pager below
   std::unique_ptr<Pager> pager;
 };
@@ -57,7 +58,8 @@ Result<std::unique_ptr<KsPager>> make_pager(std::span<const std::uint8_t> plan,
   if (!handover) return handover.error();
   Result<std::unique_ptr<AccessHistory>> history = make_history(*handover);
   if (!history) return history.error();
-  auto pager = std::make_unique<KsPager>(std::move(*handover));
+  auto pager = std::make_unique<KsPager>();
+  pager->handover = std::move(*handover);
   pager->history.history = std::move(*history);
 
   PagerConfig config;
@@ -74,7 +76,8 @@ Result<std::unique_ptr<KsPager>> make_pager(std::span<const std::uint8_t> plan,
   config.method = to_method(c.page_out);
   config.history = pager->history.history.get();
   config.on_server_event = to_callback(c);
-  if (c.io_timeout_ms != 0) config.io_timeout = std::chrono::milliseconds{c.io_timeout_ms};
+  if (c.io_timeout_ms != 0) pager->io_timeout = std::chrono::milliseconds{c.io_timeout_ms};
+  config.io_timeout = pager->io_timeout;
   Result<std::unique_ptr<Pager>> made = Pager::create(std::move(config), *pager->handover.plan);
   if (!made) return made.error();
   pager->pager = std::move(*made);
@@ -96,6 +99,11 @@ KsPager* ks_pager_new(const void* plan, size_t bytes, const KsPagerConfig* confi
     }
     return pager->release();
   });
+}
+
+int ks_pager_check_servers(const KsPager* pager, KsError* err) {
+  return guarded(err, -EIO,
+                 [&] { return report(check_servers(pager->handover, pager->io_timeout), err); });
 }
 
 uint64_t ks_pager_vm_pages(const KsPager* pager) { return pager->handover.vm_pages.value; }

@@ -178,6 +178,11 @@ typedef struct KsPager KsPager;
 
 /* From what ks_split_encode_plan() wrote; nothing in @plan is trusted. */
 KsPager *ks_pager_new(const void *plan, size_t bytes, const KsPagerConfig *config, KsError *err);
+/*
+ * Whether this host reaches all servers and finds the sessions there; before the source has sent
+ * much. Blocks for up to the io time-out, twice.
+ */
+int ks_pager_check_servers(const KsPager *pager, KsError *err);
 uint64_t ks_pager_vm_pages(const KsPager *pager);
 uint32_t ks_pager_chunk_pages(const KsPager *pager);
 /* Private anonymous memory of 4 KiB pages at @host; before ks_pager_claim(). */

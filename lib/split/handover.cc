@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "split/handover.h"
 
+#include <thread>
+
 #include "base/byte_stream.h"
+#include "wire/connection.h"
 
 namespace kintsugi {
 namespace {
@@ -93,6 +96,32 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes) {
   handover.ranks.resize(ranks);
   std::memcpy(handover.ranks.data(), rank_bytes.data(), rank_bytes.size());
   return handover;
+}
+
+Result<void> check_servers(const Handover& handover, std::chrono::milliseconds timeout) {
+  const auto check = [&](const HandoverServer& server) -> Result<void> {
+    const Result<wire::Uri> uri = wire::parse_uri(server.uri);
+    if (!uri) return uri.error();
+    const Result<std::unique_ptr<wire::Connection>> connection =
+        wire::Connection::connect(*uri, {timeout, timeout, nullptr});
+    if (!connection) return connection.error();
+    const Result<wire::SessionInfo> attached =
+        (*connection)->attach(handover.session, server.epoch);
+    if (!attached) return attached.error();
+    return {};
+  };
+  std::vector<Result<void>> results(handover.servers.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < results.size(); i++) {
+    threads.emplace_back([&, i] { results[i] = check(handover.servers[i]); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Result<void>& result : results) {
+    if (!result) {
+      return make_error(result.error().code, "the destination: {}", result.error().message);
+    }
+  }
+  return {};
 }
 
 std::vector<std::uint8_t> encode_zero_runs(std::span<const ZeroRun> runs) {

@@ -3,6 +3,7 @@
 // the handover plan once, then changes. Decoding trusts nothing.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -37,6 +38,12 @@ struct Handover {
   [[nodiscard]] std::vector<std::uint8_t> encode() const;
   [[nodiscard]] static Result<Handover> decode(std::span<const std::uint8_t> bytes);
 };
+
+// Whether this host reaches every server of the handover and finds the VM's session there: asked
+// when the plan arrives, because the next time is when the VM is stopped. All servers at once;
+// blocks for `timeout` at most to connect and again to be answered.
+[[nodiscard]] Result<void> check_servers(const Handover& handover,
+                                         std::chrono::milliseconds timeout);
 
 // A run of pages planned away from the main host that turned out all zero, or no longer so.
 struct ZeroRun {

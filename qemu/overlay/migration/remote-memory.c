@@ -234,6 +234,9 @@ static int load_plan(QEMUFile *f)
     if (!remote.pager) {
         return load_error(&err);
     }
+    if (ks_pager_check_servers(remote.pager, &err) < 0) {
+        return load_error(&err);
+    }
     if (ks_pager_vm_pages(remote.pager) != remote.layout->pages) {
         error_report("remote memory: the plan is for another memory size");
         return -EINVAL;

@@ -324,6 +324,30 @@ TEST(SplitSourceTest, StaleSourceCannotWrite) {
   EXPECT_EQ(flushed.error().code, ESTALE);
 }
 
+TEST(SplitSourceTest, DestinationFindsOutEarlyThatAServerIsOutOfReach) {
+  RunningServer server(PageCount{kPages});
+  auto doomed = std::make_unique<RunningServer>(PageCount{kPages});
+  const std::unique_ptr<SplitSource> split = opened(config_for({server.uri(), doomed->uri()}));
+  ASSERT_TRUE(split);
+  Handover handover = *Handover::decode(split->encode_plan());
+  const std::chrono::milliseconds patience = std::chrono::minutes{1};
+  const Result<void> reached = check_servers(handover, patience);
+  EXPECT_TRUE(reached) << reached.error().message;
+
+  Handover stranger = handover;
+  stranger.session[0] ^= 1;
+  const Result<void> unknown = check_servers(stranger, patience);
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code, ENOENT);
+
+  const std::string uri = doomed->uri();
+  doomed.reset();
+  const Result<void> gone = check_servers(handover, patience);
+  ASSERT_FALSE(gone);
+  EXPECT_THAT(gone.error().message, HasSubstr("the destination: cannot connect"));
+  EXPECT_THAT(gone.error().message, HasSubstr(uri));
+}
+
 TEST(SplitSourceTest, CancelEndsABlockedOpen) {
   // A listener that never answers.
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
