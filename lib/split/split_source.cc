@@ -199,6 +199,12 @@ Result<void> SplitSource::flush() {
   for (const auto& sender : senders_) {
     if (Result<void> flushed = sender->flush(); !flushed) return flushed;
   }
+  // A server that had nothing to store may have died unnoticed. The senders are idle, so their
+  // connections are free.
+  for (const auto& sender : senders_) {
+    const Result<wire::SessionInfo> alive = sender->connection().stat();
+    if (!alive) return alive.error();
+  }
   return {};
 }
 

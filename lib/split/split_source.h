@@ -60,6 +60,7 @@ class SplitSource {
   // Returns 0 or a negative errno.
   int send(PageIndex page, const void* host);
   void kick();
+  // Waits until everything sent is stored, and asks every server whether it is still there.
   [[nodiscard]] Result<void> flush();
   [[nodiscard]] Result<void> error() const;
   [[nodiscard]] std::uint64_t pending_pages() const;

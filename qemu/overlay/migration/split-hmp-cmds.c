@@ -37,7 +37,7 @@ static SplitSubHostList *parse_sub_hosts(const char *text, Error **errp)
     return list;
 }
 
-void coroutine_fn hmp_migrate_split(Monitor *mon, const QDict *qdict)
+void hmp_migrate_split(Monitor *mon, const QDict *qdict)
 {
     g_autoptr(SplitSubHostList) sub_hosts = NULL;
     Error *err = NULL;

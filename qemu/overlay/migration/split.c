@@ -10,7 +10,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/thread-pool.h"
+#include "block/aio.h"
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "migration/misc.h"
@@ -23,9 +23,9 @@
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
 #include "qapi/qapi-commands-remote-memory.h"
+#include "qapi/qapi-events-remote-memory.h"
 #include "qapi/qapi-visit-remote-memory.h"
 #include "qemu-file.h"
-#include "qemu/coroutine.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
@@ -259,6 +259,16 @@ void split_migration_settle(MigrationState *s)
     split.phase = SPLIT_PHASE_IN_DOUBT;
 }
 
+bool split_migration_may_run(Error **errp)
+{
+    if (split.phase == SPLIT_PHASE_COMPLETED) {
+        error_setg(errp, "this VM runs on its new main host: it must never run "
+                   "here again");
+        return false;
+    }
+    return true;
+}
+
 /* ---- Figures ------------------------------------------------------------- */
 
 static SplitTargetList *collect_targets(void)
@@ -335,26 +345,33 @@ static void *end_job_thread(void *opaque)
     return NULL;
 }
 
+static void set_phase(SplitPhase phase, const char *error)
+{
+    split.phase = phase;
+    g_free(split.error);
+    split.error = g_strdup(error);
+    qapi_event_send_split_migration(phase, error);
+}
+
 static void split_end(SplitPhase phase, const char *error)
 {
     EndJob *end = g_new0(EndJob, 1);
     QemuThread thread;
 
-    if (split.phase == SPLIT_PHASE_ACTIVE) {
+    if (split.phase != SPLIT_PHASE_CONNECTING) {
         split.targets = collect_targets();
     }
-    if (split.phase != SPLIT_PHASE_IN_DOUBT) {
-        split.phase = phase;
+    if (split.phase == SPLIT_PHASE_IN_DOUBT) {
+        phase = SPLIT_PHASE_IN_DOUBT;
     }
-    g_free(split.error);
-    split.error = g_strdup(error);
+    set_phase(phase, error);
     WITH_QEMU_LOCK_GUARD(&job_lock) {
         end->job = split.job;
         qatomic_set(&split.job, NULL);
     }
     end->drop_sessions = phase != SPLIT_PHASE_COMPLETED &&
-                         split.phase != SPLIT_PHASE_IN_DOUBT;
-    trace_split_migration_end(SplitPhase_str(split.phase), error ?: "");
+                         phase != SPLIT_PHASE_IN_DOUBT;
+    trace_split_migration_end(SplitPhase_str(phase), error ?: "");
     qemu_thread_create(&thread, "split-end", end_job_thread, end,
                        QEMU_THREAD_DETACHED);
 }
@@ -407,7 +424,8 @@ static bool split_check_options(Error **errp)
         error_setg(errp, "the VM is still coming in");
         return false;
     }
-    if (runstate_check(RUN_STATE_POSTMIGRATE)) {
+    if (runstate_check(RUN_STATE_POSTMIGRATE) ||
+        !split_migration_may_run(NULL)) {
         error_setg(errp, "the VM was migrated away already");
         return false;
     }
@@ -430,49 +448,99 @@ static KsSubHost *config_sub_hosts(SplitSubHostList *list, uint32_t *count)
     return g_steal_pointer(&sub_hosts);
 }
 
-static int open_worker(void *opaque)
+typedef struct OpenJob {
+    KsSplit *job;
+    AccessTracker *tracker; /* keeps the history that is planned by */
+    int ret;
+    KsError err;
+} OpenJob;
+
+static bool start_migration(Error **errp)
 {
-    return ks_split_open(split.job, opaque);
+    ERRP_GUARD();
+    g_autofree SplitLayout *now = split_layout_new();
+
+    if (!split_layout_equal(now, split.layout)) {
+        error_setg(errp, "the VM's memory was changed while sub-hosts were "
+                   "asked to reserve theirs");
+        return false;
+    }
+    if (!split_layout_check(now, errp)) {
+        return false;
+    }
+    /* The destination's word is needed before the VM may be let go. */
+    migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
+        true;
+    set_phase(SPLIT_PHASE_ACTIVE, NULL);
+    trace_split_migration_start(split.uri);
+    qmp_migrate(split.uri, false, NULL, false, false, false, false, errp);
+    return !*errp;
 }
 
-typedef struct StartMigration {
-    Coroutine *co;
-    Error *err;
-} StartMigration;
-
-/* qmp_migrate() is no coroutine function. */
-static void start_migration_bh(void *opaque)
+/* The sub-hosts have answered. */
+static void opened_bh(void *opaque)
 {
-    StartMigration *start = opaque;
+    OpenJob *open = opaque;
+    Error *local_err = NULL;
 
-    qmp_migrate(split.uri, false, NULL, false, false, false, false,
-                &start->err);
-    aio_co_wake(start->co);
+    if (open->tracker) {
+        access_tracker_put(open->tracker);
+    }
+    if (open->ret < 0) {
+        split_end(open->ret == -ECANCELED ? SPLIT_PHASE_CANCELLED :
+                  SPLIT_PHASE_FAILED, open->err.message);
+        error_report("migrate-split: %s", open->err.message);
+    } else if (!start_migration(&local_err)) {
+        /* The notifier may have ended the job already. */
+        if (split.job) {
+            split_end(SPLIT_PHASE_FAILED, error_get_pretty(local_err));
+        }
+        error_reportf_err(local_err, "migrate-split: ");
+    }
+    g_free(open);
 }
 
-void coroutine_fn qmp_migrate_split(const char *uri, uint64_t main_memory,
-                                    SplitSubHostList *sub_hosts,
-                                    bool has_policy, AccessPolicy policy,
-                                    bool has_chunk_size, uint64_t chunk_size,
-                                    bool has_page_out, PageOutMethod page_out,
-                                    Error **errp)
+static void *open_thread(void *opaque)
+{
+    OpenJob *open = opaque;
+
+    open->ret = ks_split_open(open->job, &open->err);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), opened_bh, open);
+    return NULL;
+}
+
+static bool check_chunk_size(uint64_t chunk_size, Error **errp)
+{
+    if (is_power_of_2(chunk_size) && chunk_size >= KS_PAGE_SIZE &&
+        chunk_size / KS_PAGE_SIZE <= UINT32_MAX) {
+        return true;
+    }
+    error_setg(errp, "chunk-size %" PRIu64 " is not a power of two of at least "
+               "%u bytes: try %" PRIu64, chunk_size, KS_PAGE_SIZE,
+               MAX(pow2floor(MAX(chunk_size, 1)), (uint64_t)KS_PAGE_SIZE));
+    return false;
+}
+
+void qmp_migrate_split(const char *uri, uint64_t main_memory,
+                       SplitSubHostList *sub_hosts,
+                       bool has_policy, AccessPolicy policy,
+                       bool has_chunk_size, uint64_t chunk_size,
+                       bool has_page_out, PageOutMethod page_out,
+                       Error **errp)
 {
     g_autofree SplitLayout *layout = split_layout_new();
     g_autofree KsSubHost *hosts = NULL;
     AccessTracker *tracker;
     KsSplitConfig config = {};
-    StartMigration start = { .co = qemu_coroutine_self() };
     KsError err = {};
+    QemuThread thread;
+    OpenJob *open;
     KsSplit *job;
 
     if (!split_check_options(errp) || !split_layout_check(layout, errp)) {
         return;
     }
-    if (has_chunk_size &&
-        (!is_power_of_2(chunk_size) || chunk_size < KS_PAGE_SIZE)) {
-        error_setg(errp, "chunk-size %" PRIu64 " is not a power of two of at "
-                   "least %u bytes: try %" PRIu64, chunk_size, KS_PAGE_SIZE,
-                   (uint64_t)MAX(pow2floor(MAX(chunk_size, 1)), KS_PAGE_SIZE));
+    if (has_chunk_size && !check_chunk_size(chunk_size, errp)) {
         return;
     }
     tracker = access_tracker_get(layout);
@@ -488,7 +556,7 @@ void coroutine_fn qmp_migrate_split(const char *uri, uint64_t main_memory,
     hosts = config_sub_hosts(sub_hosts, &config.sub_host_count);
     config.vm_name = qemu_get_vm_name();
     config.vm_pages = layout->pages;
-    config.chunk_pages = MIN(chunk_size / KS_PAGE_SIZE, UINT32_MAX);
+    config.chunk_pages = chunk_size / KS_PAGE_SIZE;
     config.main_capacity_bytes = main_memory;
     config.sub_hosts = hosts;
     config.policy = (KsPolicy)policy;
@@ -501,14 +569,16 @@ void coroutine_fn qmp_migrate_split(const char *uri, uint64_t main_memory,
     job = ks_split_new(&config, &err);
     if (!job) {
         error_setg(errp, "%s", err.message);
-        goto out;
+        if (tracker) {
+            access_tracker_put(tracker);
+        }
+        return;
     }
 
     g_free(split.layout);
     split.layout = g_steal_pointer(&layout);
     g_free(split.uri);
     split.uri = g_strdup(uri);
-    g_clear_pointer(&split.error, g_free);
     g_clear_pointer(&split.targets, qapi_free_SplitTargetList);
     split.policy = policy;
     split.chunk_size = chunk_size;
@@ -519,37 +589,17 @@ void coroutine_fn qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;
-    split.phase = SPLIT_PHASE_CONNECTING;
     WITH_QEMU_LOCK_GUARD(&job_lock) {
         qatomic_set(&split.job, job);
     }
+    set_phase(SPLIT_PHASE_CONNECTING, NULL);
     trace_split_migration_connect(config.sub_host_count, config.vm_pages);
-    if (thread_pool_submit_co(open_worker, &err) < 0) {
-        error_setg(errp, "%s", err.message);
-        split_end(err.code == ECANCELED ? SPLIT_PHASE_CANCELLED :
-                  SPLIT_PHASE_FAILED, err.message);
-        goto out;
-    }
 
-    /* The destination's word is needed before the VM may be let go. */
-    migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
-        true;
-    split.phase = SPLIT_PHASE_ACTIVE;
-    trace_split_migration_start(uri);
-    aio_bh_schedule_oneshot(qemu_get_aio_context(), start_migration_bh,
-                            &start);
-    qemu_coroutine_yield();
-    if (start.err) {
-        /* The notifier may have ended the job already. */
-        if (split.job) {
-            split_end(SPLIT_PHASE_FAILED, error_get_pretty(start.err));
-        }
-        error_propagate(errp, start.err);
-    }
-out:
-    if (tracker) {
-        access_tracker_put(tracker);
-    }
+    open = g_new0(OpenJob, 1);
+    open->job = job;
+    open->tracker = tracker;
+    qemu_thread_create(&thread, "split-open", open_thread, open,
+                       QEMU_THREAD_DETACHED);
 }
 
 void split_migration_init(void)

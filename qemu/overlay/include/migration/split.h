@@ -32,6 +32,12 @@ void split_migration_cancel(void);
  */
 void split_migration_settle(MigrationState *s);
 
+/*
+ * False once the VM was handed over: a copy of it must not run here, nor be
+ * migrated from here.
+ */
+bool split_migration_may_run(Error **errp);
+
 /* ---- Destination -------------------------------------------------------- */
 
 /*
