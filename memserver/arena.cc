@@ -86,8 +86,8 @@ Bytes Arena::populated() const { return Bytes{allocator_->populated_extents() * 
 
 Result<void> Arena::map(const ArenaOptions& options) {
   path_ = options.path;
-  if (options.capacity && (options.capacity->value == 0 ||
-                           options.capacity->value > kMaxCapacityPages)) {
+  if (options.capacity &&
+      (options.capacity->value == 0 || options.capacity->value > kMaxCapacityPages)) {
     return make_error(EINVAL, "a capacity of {} is out of range: give --capacity from 4K to {}",
                       size_text(to_bytes(*options.capacity)),
                       size_text(to_bytes(PageCount{kMaxCapacityPages})));
@@ -114,7 +114,8 @@ Result<void> Arena::map(const ArenaOptions& options) {
       [this](std::uint32_t e) { release_extent(e); });
   if (options.prefault) {
     if (const int code = memory_->populate(base_, bytes_); code != 0) {
-      return make_error(code, "cannot take {} of memory at start (--prefault): {}; lower --capacity",
+      return make_error(code,
+                        "cannot take {} of memory at start (--prefault): {}; lower --capacity",
                         size_text(Bytes{bytes_}), errno_text(code));
     }
   }
@@ -127,8 +128,7 @@ void Arena::lay_out(PageCount capacity, std::uint32_t max_tag_bytes, std::uint32
   max_tag_bytes_ = max_tag_bytes;
   max_sessions_ = max_sessions;
   alignment_ = std::max(alignment, kExtentBytes);
-  const std::uint64_t slots =
-      round_up(capacity.value + kSpareSlots, SlotAllocator::kExtentSlots);
+  const std::uint64_t slots = round_up(capacity.value + kSpareSlots, SlotAllocator::kExtentSlots);
   extents_ = static_cast<std::uint32_t>(slots / SlotAllocator::kExtentSlots);
   records_at_ = kPageSize;
   meta_at_ = round_up(records_at_ + std::size_t{max_sessions} * sizeof(SessionRecord), alignment_);
@@ -170,7 +170,7 @@ Result<void> Arena::map_anonymous(const ArenaOptions& options) {
     return make_error(EINVAL, "how much memory may be lent? give --capacity, 16G say");
   }
   lay_out(*options.capacity, options.max_tag_bytes, options.max_sessions, kExtentBytes);
-  struct sysinfo info{};
+  struct sysinfo info {};
   if (sysinfo(&info) == 0) {
     const Bytes ram{std::uint64_t{info.totalram} * info.mem_unit};
     if (to_bytes(capacity_).value > ram.value) {
@@ -194,10 +194,10 @@ Result<void> Arena::map_file(const ArenaOptions& options) {
                       "give another --arena",
                       path_);
   }
-  struct stat st{};
+  struct stat st {};
   if (fstat(fd_, &st) != 0 || !S_ISREG(st.st_mode)) {
-    return make_error(EINVAL, "the arena {} is not a file: give --arena a path on tmpfs or hugetlbfs",
-                      path_);
+    return make_error(
+        EINVAL, "the arena {} is not a file: give --arena a path on tmpfs or hugetlbfs", path_);
   }
   // st_size alone does not tell an arena from the rest of a failed creation: the magic does.
   if (st.st_size > 0) return adopt_file(options);
@@ -208,7 +208,7 @@ Result<void> Arena::create_file(const ArenaOptions& options, std::uint64_t on_di
   if (!options.capacity) {
     return make_error(EINVAL, "the arena file {} is new: give --capacity, 16G say", path_);
   }
-  struct statfs fs{};
+  struct statfs fs {};
   if (fstatfs(fd_, &fs) != 0) {
     return make_error(errno, "statfs {}: {}", path_, errno_text(errno));
   }
@@ -219,10 +219,11 @@ Result<void> Arena::create_file(const ArenaOptions& options, std::uint64_t on_di
       on_disk_bytes;
   if (bytes_ > room && fs.f_blocks > 0) {
     unlink(path_.c_str());
-    return make_error(ENOSPC,
-                      "the arena file {} needs {}, its file system has {} free: lower --capacity or "
-                      "enlarge the file system (mount -o remount,size=... for tmpfs)",
-                      path_, size_text(Bytes{bytes_}), size_text(Bytes{room}));
+    return make_error(
+        ENOSPC,
+        "the arena file {} needs {}, its file system has {} free: lower --capacity or "
+        "enlarge the file system (mount -o remount,size=... for tmpfs)",
+        path_, size_text(Bytes{bytes_}), size_text(Bytes{room}));
   }
   Result<void> made;
   if (ftruncate(fd_, static_cast<off_t>(bytes_)) != 0) {
@@ -238,9 +239,9 @@ Result<void> Arena::create_file(const ArenaOptions& options, std::uint64_t on_di
 Result<void> Arena::adopt_file(const ArenaOptions& options) {
   Superblock super{};
   // hugetlbfs cannot be read by pread before 2.6.x, but can be mapped: always map.
-  struct stat st{};
+  struct stat st {};
   fstat(fd_, &st);
-  struct statfs fs{};
+  struct statfs fs {};
   fstatfs(fd_, &fs);
   const std::size_t head =
       std::max(kPageSize, static_cast<std::size_t>(std::max<long>(fs.f_bsize, 0)));
@@ -341,8 +342,8 @@ bool Arena::populate_extent(std::uint32_t extent) {
 void Arena::release_extent(std::uint32_t extent) {
   // Part of a huge page cannot be given back.
   if (alignment_ > kExtentBytes) return;
-  const int code = memory_->release(pages_ + std::size_t{extent} * kExtentBytes, kExtentBytes,
-                                    !path_.empty());
+  const int code =
+      memory_->release(pages_ + std::size_t{extent} * kExtentBytes, kExtentBytes, !path_.empty());
   if (code != 0) spdlog::debug("cannot give memory back: {}", errno_text(code));
 }
 

@@ -36,11 +36,11 @@
 namespace kintsugi::memserver {
 
 struct ArenaOptions {
-  std::string path;                    // empty: anonymous memory
-  std::optional<PageCount> capacity;   // what sessions can reserve; may be left out for a file
+  std::string path;                   // empty: anonymous memory
+  std::optional<PageCount> capacity;  // what sessions can reserve; may be left out for a file
   std::uint32_t max_tag_bytes = wire::kMaxTagBytes;
   std::uint32_t max_sessions = 1024;
-  bool prefault = false;               // take all memory at start
+  bool prefault = false;  // take all memory at start
 };
 
 // The system calls that can fail while a server runs, so that tests can make them fail.

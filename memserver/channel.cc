@@ -168,9 +168,8 @@ bool Channel::process_header() {
     case Op::kStat: {
       if (!check_bound(&status)) return true;
       const BindAnswer answer = session_->stat(epoch_);
-      answer.status == Status::kOk
-          ? reply(Status::kOk, answer.epoch, bytes_of(answer.figures))
-          : refuse(answer.status);
+      answer.status == Status::kOk ? reply(Status::kOk, answer.epoch, bytes_of(answer.figures))
+                                   : refuse(answer.status);
       break;
     }
     case Op::kPut:
@@ -264,8 +263,7 @@ void Channel::handle_open() {
                  size_text(to_bytes(PageCount{request.capacity_pages})),
                  size_text(to_bytes(PageCount{request.vm_pages})));
   } else {
-    spdlog::warn("{}: session {} asks for {}, refused: {}", options_.peer,
-                 id_text(request.session),
+    spdlog::warn("{}: session {} asks for {}, refused: {}", options_.peer, id_text(request.session),
                  size_text(to_bytes(PageCount{std::min(request.capacity_pages, kMaxVmPages)})),
                  wire::status_text(status));
     count(stats_->refused_opens[static_cast<std::size_t>(status)]);

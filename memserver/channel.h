@@ -74,11 +74,11 @@ class Channel {
 
  private:
   enum class State {
-    kHeader,       // a header and a small payload come next
-    kPutSlots,     // a Put's payload, into slots
-    kPutBounce,    // a Put's payload, into bounce_
-    kSkip,         // payload of a refused Put
-    kWaiting,      // for offloaded work
+    kHeader,     // a header and a small payload come next
+    kPutSlots,   // a Put's payload, into slots
+    kPutBounce,  // a Put's payload, into bounce_
+    kSkip,       // payload of a refused Put
+    kWaiting,    // for offloaded work
     kClosing,
   };
   // A payload of which less than this is missing is read by way of the receive buffer.
@@ -112,7 +112,8 @@ class Channel {
   // Writes the part of a Put's payload from `offset` on that lies together; at most `limit`.
   [[nodiscard]] std::span<std::uint8_t> put_target(std::size_t offset, std::size_t limit);
 
-  void reply(wire::Status status, std::uint64_t epoch = 0, std::span<const std::uint8_t> payload = {});
+  void reply(wire::Status status, std::uint64_t epoch = 0,
+             std::span<const std::uint8_t> payload = {});
   void refuse(wire::Status status);
   // kBadRequest, and the end of the connection.
   void fail(const std::string& why);
@@ -134,7 +135,7 @@ class Channel {
   std::size_t input_begin_ = 0, input_end_ = 0;
   std::size_t direct_bytes_ = 0;  // of the buffers handed out, those that are not the input buffer
 
-  wire::FrameHeader header_;     // of the request at hand
+  wire::FrameHeader header_;      // of the request at hand
   std::size_t payload_done_ = 0;  // bytes of its payload that are where they belong
   std::array<SlotIndex, wire::kMaxPagesPerFrame> slots_{};
   std::size_t slots_held_ = 0;

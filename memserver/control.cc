@@ -55,9 +55,7 @@ json status_json(const ServerFigures& f) {
           {"sessions", sessions}};
 }
 
-std::string failure(const std::string& why) {
-  return json{{"ok", false}, {"error", why}}.dump();
-}
+std::string failure(const std::string& why) { return json{{"ok", false}, {"error", why}}.dump(); }
 
 }  // namespace
 
@@ -153,8 +151,10 @@ void ControlSocket::serve(int fd) const {
 
 Result<std::string> ask_control(const std::string& path, const std::string& line) {
   const auto failed = [&](const char* doing) {
-    return make_error(errno, "cannot {} the control socket {}: {}: does a memory server run with "
-                      "--control {}?", doing, path, errno_text(errno), path);
+    return make_error(errno,
+                      "cannot {} the control socket {}: {}: does a memory server run with "
+                      "--control {}?",
+                      doing, path, errno_text(errno), path);
   };
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

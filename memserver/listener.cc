@@ -46,8 +46,7 @@ void set_option(int fd, int level, int option, int value) {
 
 }  // namespace
 
-Result<std::vector<std::unique_ptr<Listener>>> Listener::open(const wire::Uri& uri,
-                                                              unsigned mode) {
+Result<std::vector<std::unique_ptr<Listener>>> Listener::open(const wire::Uri& uri, unsigned mode) {
   std::vector<std::unique_ptr<Listener>> listeners;
   if (uri.kind == wire::Uri::Kind::kUnix) {
     Result<std::unique_ptr<Listener>> listener = open_unix(uri, mode);
@@ -99,7 +98,7 @@ Result<std::unique_ptr<Listener>> Listener::open_unix(const wire::Uri& uri, unsi
   if (fd < 0) return cannot_listen(uri, errno);
   // The path is only ours to remove when the bind succeeds.
   std::unique_ptr<Listener> listener(new Listener(fd, wire::Uri{}));
-  struct stat st{};
+  struct stat st {};
   if (lstat(uri.path.c_str(), &st) == 0 && S_ISSOCK(st.st_mode)) {
     const int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (connect(probe, name, sizeof(address)) != 0 && errno == ECONNREFUSED) {

@@ -51,8 +51,8 @@ class Collector final : public prometheus::Collectable {
         f.protocol_errors);
     add("bounced_puts_total", "Puts received by way of a buffer for want of free slots", kCounter,
         f.bounced_puts);
-    MetricFamily refused{"kintsugi_memserver_refused_opens_total",
-                         "Sessions refused, by reason", kCounter, {}};
+    MetricFamily refused{
+        "kintsugi_memserver_refused_opens_total", "Sessions refused, by reason", kCounter, {}};
     const auto refusal = [&](const char* reason, wire::Status status) {
       ClientMetric m = metric(kCounter, f.refused_opens[static_cast<std::size_t>(status)]);
       m.label.push_back({"reason", reason});

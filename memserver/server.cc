@@ -87,8 +87,7 @@ Result<void> Server::begin_loops() {
     if (!loop) return loop.error();
     auto worker = std::make_unique<Worker>();
     worker->loop = std::move(*loop);
-    worker->peers =
-        std::make_unique<Peers>(worker->loop.get(), sessions_.get(), &worker->stats);
+    worker->peers = std::make_unique<Peers>(worker->loop.get(), sessions_.get(), &worker->stats);
     workers_.push_back(std::move(worker));
   }
   for (const std::unique_ptr<Worker>& worker : workers_) {
@@ -157,8 +156,8 @@ void Server::run(int stop_fd) {
   auto next_tick = std::chrono::steady_clock::now() + kTick;
   bool paused = false;
   for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-        next_tick - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(next_tick - std::chrono::steady_clock::now());
     // While paused only the end and the next tick count.
     const int n = poll(fds.data(), paused ? 1 : fds.size(),
                        static_cast<int>(std::max<std::int64_t>(left.count(), 0)));

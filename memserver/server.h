@@ -66,8 +66,8 @@ class Server {
 
  private:
   struct Worker {
-    std::unique_ptr<EventLoop> loop;
     Stats stats;
+    std::unique_ptr<EventLoop> loop;
     std::unique_ptr<Peers> peers;
     std::thread thread;
   };

@@ -32,8 +32,8 @@ Result<void> Sessions::recover() {
     if (arena_->record(i).state != kRecordLive) continue;
     auto session = std::make_shared<Session>(arena_, i, clock_());
     if (!session->ok()) {
-      return make_error(ENOMEM, "no addresses for the page table of VM '{}' of {}",
-                        session->name(), size_text(to_bytes(PageCount{session->vm_pages()})));
+      return make_error(ENOMEM, "no addresses for the page table of VM '{}' of {}", session->name(),
+                        size_text(to_bytes(PageCount{session->vm_pages()})));
     }
     by_record[i] = session.get();
     record_in_use_[i] = true;
@@ -52,9 +52,8 @@ Result<void> Sessions::recover() {
 }
 
 Sessions::Opened Sessions::open(const wire::OpenRequest& request) {
-  if (request.vm_pages == 0 || request.vm_pages > kMaxVmPages ||
-      request.capacity_pages == 0 || request.tag_bytes > arena_->max_tag_bytes() ||
-      request.reserved != 0) {
+  if (request.vm_pages == 0 || request.vm_pages > kMaxVmPages || request.capacity_pages == 0 ||
+      request.tag_bytes > arena_->max_tag_bytes() || request.reserved != 0) {
     return {{Status::kBadRequest}, nullptr};
   }
   const std::lock_guard lock(mutex_);
@@ -112,10 +111,11 @@ std::size_t Sessions::expire() {
   std::size_t ended = 0;
   for (const std::shared_ptr<Session>& session : list()) {
     if (!session->end_if_orphan(limit)) continue;
-    spdlog::warn("session {} of VM '{}' was never committed and has had no connection for {} s: "
-                 "dropped",
-                 id_text(session->id()), session->name(),
-                 std::chrono::duration_cast<std::chrono::seconds>(limits_.orphan_timeout).count());
+    spdlog::warn(
+        "session {} of VM '{}' was never committed and has had no connection for {} s: "
+        "dropped",
+        id_text(session->id()), session->name(),
+        std::chrono::duration_cast<std::chrono::seconds>(limits_.orphan_timeout).count());
     reclaim(session);
     ended++;
   }

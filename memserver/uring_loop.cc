@@ -50,8 +50,8 @@ class UringLoop final : public EventLoop {
   Result<void> init() {
     // The best that the kernel has: completions are run when we wait (6.1), or without an
     // interrupt to a running thread (5.19), or as ever.
-    constexpr std::array<unsigned, 3> kModes{IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
-                                             IORING_SETUP_COOP_TASKRUN, 0};
+    constexpr std::array<unsigned, 3> kModes{
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN, 0};
     int code = 0;
     for (const unsigned mode : kModes) {
       io_uring_params params{};
@@ -66,7 +66,8 @@ class UringLoop final : public EventLoop {
       }
       if (code != EINVAL) break;
     }
-    return make_error(code, "io_uring does not work here: {} (see /proc/sys/kernel/io_uring_disabled)",
+    return make_error(code,
+                      "io_uring does not work here: {} (see /proc/sys/kernel/io_uring_disabled)",
                       errno_text(code));
   }
 

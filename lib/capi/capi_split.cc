@@ -167,6 +167,10 @@ uint64_t ks_split_sent_bytes(const KsSplit* split) {
   return bytes;
 }
 
+int ks_split_diagnose(const KsSplit* split, KsError* err) {
+  return guarded(err, -EIO, [&] { return report(split->source->diagnose(), err); });
+}
+
 void ks_split_cancel(KsSplit* split) { split->source->cancel(); }
 
 int ks_split_reclaim(KsSplit* split, KsError* err) {

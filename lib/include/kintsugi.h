@@ -134,6 +134,11 @@ void ks_split_target(const KsSplit *split, unsigned target, KsSplitTarget *out);
 uint64_t ks_split_sent_bytes(const KsSplit *split);
 
 /*
+ * Whether a sub-host is the cause of a migration that failed before the handover: 0 if all answer,
+ * else what is wrong with one. Blocks for 4 s at most.
+ */
+int ks_split_diagnose(const KsSplit *split, KsError *err);
+/*
  * Makes every blocking call of this job fail with -ECANCELED soon. Any thread.
  */
 void ks_split_cancel(KsSplit *split);

@@ -117,9 +117,7 @@ Result<void> check_servers(const Handover& handover, std::chrono::milliseconds t
   }
   for (std::thread& thread : threads) thread.join();
   for (const Result<void>& result : results) {
-    if (!result) {
-      return make_error(result.error().code, "the destination: {}", result.error().message);
-    }
+    if (!result) return result;
   }
   return {};
 }

@@ -227,6 +227,12 @@ std::vector<std::uint8_t> SplitSource::encode_changes() {
   return encode_zero_runs(runs);
 }
 
+Result<void> SplitSource::diagnose() const {
+  constexpr std::chrono::milliseconds kPatience{2000};
+  if (Result<void> failed = error(); !failed) return failed;
+  return check_servers(handover_, std::min(config_.connect_timeout, kPatience));
+}
+
 // The arbiter is the first server: a destination commits there before it runs the VM, and a Claim
 // with kIfUncommitted that succeeds makes that impossible for ever.
 Result<void> SplitSource::reclaim() {

@@ -69,6 +69,10 @@ class SplitSource {
   // What changed since the last call.
   [[nodiscard]] std::vector<std::uint8_t> encode_changes();
 
+  // The migration failed while the VM was running: whether a server is the cause. The destination
+  // notices that too, but cannot tell the source why it gave up.
+  [[nodiscard]] Result<void> diagnose() const;
+
   void cancel() { canceller_.cancel(); }
   // May this side run the VM? ok: yes, and the destination cannot any more. EALREADY: never again.
   // Any other error: not known.

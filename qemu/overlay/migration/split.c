@@ -62,6 +62,7 @@ static struct {
 
     /* The migration thread's */
     bool handover_begun;
+    char *diagnosis; /* what is wrong with a sub-host, after a failure */
     uint64_t accounted_bytes;
     unsigned unaccounted_pages;
     const SplitBlock *last_block;
@@ -236,8 +237,14 @@ void split_migration_settle(MigrationState *s)
     KsError err = {};
     int ret;
 
-    if (!split_migration_active() || !split.handover_begun ||
-        s->state == MIGRATION_STATUS_COMPLETED) {
+    if (!split_migration_active() || s->state == MIGRATION_STATUS_COMPLETED) {
+        return;
+    }
+    if (!split.handover_begun) {
+        if (s->state == MIGRATION_STATUS_FAILED && runstate_is_running() &&
+            ks_split_diagnose(split.job, &err) < 0) {
+            split.diagnosis = g_strdup(err.message);
+        }
         return;
     }
     ret = ks_split_reclaim(split.job, &err);
@@ -381,7 +388,7 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
 {
     MigrationState *s = migrate_get_current();
     SplitPhase phase = SPLIT_PHASE_FAILED;
-    const char *error;
+    g_autofree char *error = NULL;
 
     if (!split.job || split.phase == SPLIT_PHASE_CONNECTING ||
         event->type == MIG_EVENT_PRECOPY_SETUP) {
@@ -393,10 +400,17 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
         phase = SPLIT_PHASE_CANCELLED;
     }
     WITH_QEMU_LOCK_GUARD(&s->error_mutex) {
-        error = phase == SPLIT_PHASE_FAILED && s->error ?
-                error_get_pretty(s->error) : NULL;
-        split_end(phase, error);
+        if (phase == SPLIT_PHASE_FAILED && s->error) {
+            error = g_strdup(error_get_pretty(s->error));
+        }
     }
+    if (error && split.diagnosis && strcmp(error, split.diagnosis)) {
+        char *both = g_strdup_printf("%s: %s", error, split.diagnosis);
+
+        g_free(error);
+        error = both;
+    }
+    split_end(phase, error);
     return 0;
 }
 
@@ -586,6 +600,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.history = config.history;
     split.sub_hosts = config.sub_host_count;
     split.handover_begun = false;
+    g_clear_pointer(&split.diagnosis, g_free);
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;
