@@ -112,6 +112,10 @@ uint32_t ks_pager_chunk_pages(const KsPager* pager) {
   return static_cast<std::uint32_t>(pager->handover.chunk_pages.value);
 }
 
+KsPolicy ks_pager_policy(const KsPager* pager) {
+  return pager->handover.policy == AccessPolicy::kClock ? KS_POLICY_CLOCK : KS_POLICY_AGING;
+}
+
 int ks_pager_add_region(KsPager* pager, void* host, uint64_t first_page, uint64_t pages,
                         KsError* err) {
   return guarded(err, -EIO, [&] {
@@ -195,8 +199,6 @@ void ks_pager_server(const KsPager* pager, unsigned server, KsPagerServer* out) 
     return 0;
   });
 }
-
-void ks_pager_release(KsPager* pager) { pager->pager->release(); }
 
 void ks_pager_free(KsPager* pager, bool drop_sessions) {
   guarded(nullptr, 0, [&] {

@@ -190,6 +190,7 @@ KsPager *ks_pager_new(const void *plan, size_t bytes, const KsPagerConfig *confi
 int ks_pager_check_servers(const KsPager *pager, KsError *err);
 uint64_t ks_pager_vm_pages(const KsPager *pager);
 uint32_t ks_pager_chunk_pages(const KsPager *pager);
+KsPolicy ks_pager_policy(const KsPager *pager);
 /* Private anonymous memory of 4 KiB pages at @host; before ks_pager_claim(). */
 int ks_pager_add_region(KsPager *pager, void *host, uint64_t first_page, uint64_t pages,
                         KsError *err);
@@ -233,11 +234,6 @@ void ks_pager_stats(const KsPager *pager, KsPagerStats *out);
 /* @server from 0. Any thread. */
 void ks_pager_server(const KsPager *pager, unsigned server, KsPagerServer *out);
 
-/*
- * The VM is being thrown away: every fault, pending or to come, is answered with a zero page, so
- * that threads that wait for a lost server can end. Any thread.
- */
-void ks_pager_release(KsPager *pager);
 /* Ends paging. @drop_sessions frees everything on the servers (best effort). */
 void ks_pager_free(KsPager *pager, bool drop_sessions);
 

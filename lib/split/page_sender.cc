@@ -57,7 +57,7 @@ int PageSender::queue(PageIndex page, const void* host) {
   }
   push_open_run();
   open_run_ = {page, content, 1};
-  return failed_code_.load(std::memory_order_relaxed);
+  return failed_code_.load(std::memory_order_acquire);
 }
 
 void PageSender::kick() { push_open_run(); }
@@ -97,11 +97,12 @@ Result<void> PageSender::error() const {
 }
 
 void PageSender::fail(Error error) {
-  failed_code_.store(-error.code, std::memory_order_relaxed);
   {
     const std::lock_guard lock(mutex_);
     failed_ = true;
     error_ = std::move(error);
+    // Last: whoever sees it finds the error.
+    failed_code_.store(-error_.code, std::memory_order_release);
   }
   changed_.notify_all();
 }

@@ -42,6 +42,8 @@ OBJECT_DECLARE_SIMPLE_TYPE(AccessTracker, ACCESS_TRACKER)
 
 /* Words of accessed bits that one call hands to the history. */
 #define SCAN_WORDS 1024
+/* More than any machine type takes. */
+#define MAX_CPUS 4096
 
 struct AccessTracker {
     Object parent_obj;
@@ -76,9 +78,32 @@ AccessBits *tcg_access_bits;
 /* There is one: two would take each other's accessed bits.  Under the BQL. */
 static AccessTracker *the_tracker;
 
+/*
+ * vCPUs that have a flush to do, by index: one that is blocked in a page fault
+ * gets one work item and not one a period.
+ */
+static unsigned long flush_pending[BITS_TO_LONGS(MAX_CPUS)];
+
 static void flush_tlb(CPUState *cpu, run_on_cpu_data data)
 {
+    clear_bit_atomic(cpu->cpu_index, flush_pending);
     tlb_flush(cpu);
+}
+
+static void flush_all_tlbs(void)
+{
+    CPUState *cpu;
+
+    cpu_list_lock();
+    CPU_FOREACH(cpu) {
+        if (cpu->cpu_index < MAX_CPUS &&
+            !(qatomic_fetch_or(&flush_pending[BIT_WORD(cpu->cpu_index)],
+                               BIT_MASK(cpu->cpu_index)) &
+              BIT_MASK(cpu->cpu_index))) {
+            async_run_on_cpu(cpu, flush_tlb, RUN_ON_CPU_NULL);
+        }
+    }
+    cpu_list_unlock();
 }
 
 static void record_run(AccessTracker *t, uint64_t first, uint64_t count)
@@ -105,7 +130,7 @@ static void scan_block(AccessTracker *t, AccessBits *bits,
 {
     uint64_t words[SCAN_WORDS];
     /* RAM blocks start at multiples of BITS_PER_LONG pages. */
-    uint64_t word = BIT_WORD(block->rb->offset >> qemu_target_page_bits());
+    uint64_t word = BIT_WORD(block->ram_page);
 
     for (uint64_t page = 0; page < block->pages;) {
         uint64_t pages = MIN(block->pages - page, SCAN_WORDS * 64);
@@ -136,7 +161,6 @@ static void scan(AccessTracker *t)
 {
     int64_t start = g_get_monotonic_time();
     AccessBits *bits;
-    CPUState *cpu;
 
     QEMU_LOCK_GUARD(&t->lock);
     RCU_READ_LOCK_GUARD();
@@ -152,9 +176,7 @@ static void scan(AccessTracker *t)
     for (unsigned i = 0; i < t->layout->count; i++) {
         scan_block(t, bits, &t->layout->blocks[i]);
     }
-    CPU_FOREACH(cpu) {
-        async_run_on_cpu(cpu, flush_tlb, RUN_ON_CPU_NULL);
-    }
+    flush_all_tlbs();
     if (t->record_file) {
         fflush(t->record_file);
     }
@@ -183,10 +205,7 @@ static AccessBits *access_bits_new(const SplitLayout *layout)
     AccessBits *bits;
 
     for (unsigned i = 0; i < layout->count; i++) {
-        RAMBlock *rb = layout->blocks[i].rb;
-
-        end = MAX(end, (rb->offset + rb->used_length) >>
-                       qemu_target_page_bits());
+        end = MAX(end, layout->blocks[i].ram_page + layout->blocks[i].pages);
     }
     end = ROUND_UP(end, BITS_PER_LONG);
     bits = g_malloc0(sizeof(*bits) + end / BITS_PER_BYTE);
@@ -277,7 +296,9 @@ static void access_tracker_complete(UserCreatable *uc, Error **errp)
 
 static bool access_tracker_can_be_deleted(UserCreatable *uc)
 {
-    return !ACCESS_TRACKER(uc)->attached;
+    AccessTracker *t = ACCESS_TRACKER(uc);
+
+    return !t->attached && (t->owns_history || !t->history);
 }
 
 static void access_tracker_init(Object *obj)
@@ -315,7 +336,7 @@ static void access_tracker_finalize(Object *obj)
         fclose(t->record_file);
     }
     g_free(t->record);
-    g_free(t->layout);
+    split_layout_free(t->layout);
     qemu_sem_destroy(&t->wake);
     qemu_mutex_destroy(&t->lock);
 }
@@ -424,11 +445,18 @@ static void access_tracker_register_types(void)
 
 type_init(access_tracker_register_types);
 
-void access_tracker_attach(KsHistory *history, Error **errp)
+void access_tracker_attach(KsHistory *history, const SplitLayout *layout,
+                           AccessPolicy policy, uint64_t chunk_size,
+                           Error **errp)
 {
     Object *obj;
 
     if (the_tracker && the_tracker->running) {
+        if (!split_layout_equal(the_tracker->layout, layout)) {
+            error_setg(errp, "the VM's memory was changed since the "
+                       "access-tracker was made: delete it");
+            return;
+        }
         WITH_QEMU_LOCK_GUARD(&the_tracker->lock) {
             the_tracker->attached = history;
         }
@@ -436,6 +464,8 @@ void access_tracker_attach(KsHistory *history, Error **errp)
     }
     obj = object_new(TYPE_ACCESS_TRACKER);
     ACCESS_TRACKER(obj)->history = history;
+    ACCESS_TRACKER(obj)->policy = policy;
+    ACCESS_TRACKER(obj)->chunk_size = chunk_size;
     if (!user_creatable_complete(USER_CREATABLE(obj), errp)) {
         object_unref(obj);
         return;

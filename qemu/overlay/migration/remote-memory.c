@@ -27,12 +27,14 @@
 #include "qapi/qapi-events-run-state.h"
 #include "qemu-file.h"
 #include "qemu/error-report.h"
+#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/notify.h"
 #include "qemu/units.h"
 #include "system/cpus.h"
 #include "system/cpu-timers.h"
 #include "system/runstate.h"
+#include "system/runstate-action.h"
 #include "system/system.h"
 #include "trace.h"
 
@@ -50,6 +52,9 @@ static struct {
     unsigned lost;
     bool stopped;
     Notifier shutdown;
+    VMChangeStateEntry *vm_state;
+    QEMUBH *stop_bh;
+    bool discard_required;
 } remote;
 
 /* ---- Lost servers -------------------------------------------------------- */
@@ -94,25 +99,67 @@ typedef struct ServerNews {
     bool lost;
 } ServerNews;
 
-static void server_news_bh(void *opaque)
-{
-    ServerNews *news = opaque;
+/* News in the order they came in.  Filled by pager threads. */
+static struct {
+    QemuMutex lock;
+    GQueue *news;
+    QEMUBH *bh;
+    /* Set when QEMU ends: whoever hears of a lost server then ends it. */
+    bool quitting;
+} inbox;
 
-    if (remote.pager && news->lost) {
-        remote.lost++;
-        qapi_event_send_remote_memory_server_lost(news->uri, news->error);
-        stop_for_server();
-    } else if (remote.pager) {
-        assert(remote.lost);
-        remote.lost--;
-        qapi_event_send_remote_memory_server_back(news->uri);
-        if (!remote.lost) {
-            go_on_with_server();
-        }
-    }
+static void server_news_free(ServerNews *news)
+{
     g_free(news->uri);
     g_free(news->error);
     g_free(news);
+}
+
+static void handle_server_news(const ServerNews *news)
+{
+    if (news->lost) {
+        remote.lost++;
+        qapi_event_send_remote_memory_server_lost(news->uri, news->error);
+        stop_for_server();
+        return;
+    }
+    assert(remote.lost);
+    remote.lost--;
+    qapi_event_send_remote_memory_server_back(news->uri);
+    if (!remote.lost) {
+        go_on_with_server();
+    }
+}
+
+static void server_news_bh(void *opaque)
+{
+    for (;;) {
+        ServerNews *news;
+
+        WITH_QEMU_LOCK_GUARD(&inbox.lock) {
+            news = g_queue_pop_head(inbox.news);
+        }
+        if (!news) {
+            return;
+        }
+        if (remote.pager) {
+            handle_server_news(news);
+        }
+        server_news_free(news);
+    }
+}
+
+/*
+ * QEMU ends while a server is lost.  Threads that wait for its pages cannot
+ * end, and giving them other pages could put wrong data on the guest's disks.
+ * So the VM ends as if its power was cut.
+ */
+static void end_at_once(void)
+{
+    error_report("remote memory: a memory server is lost, so the VM ends as "
+                 "by a power cut; its memory on other servers is to be "
+                 "dropped there");
+    _exit(EXIT_SUCCESS);
 }
 
 /* On a pager thread. */
@@ -124,15 +171,59 @@ static void on_server_event(void *opaque, const KsServerEvent *event)
     news->uri = g_strdup(event->uri);
     news->error = g_strdup(event->error);
     news->lost = event->lost;
-    aio_bh_schedule_oneshot(qemu_get_aio_context(), server_news_bh, news);
+    WITH_QEMU_LOCK_GUARD(&inbox.lock) {
+        if (event->lost && inbox.quitting) {
+            end_at_once();
+        }
+        g_queue_push_tail(inbox.news, news);
+    }
+    qemu_bh_schedule(inbox.bh);
 }
 
-/* QEMU ends: vCPUs that wait for a lost server must end with it. */
 static void on_shutdown(Notifier *n, void *data)
 {
-    if (remote.pager && remote.lost) {
-        ks_pager_release(remote.pager);
+    KsPagerStats stats;
+
+    if (!remote.pager || shutdown_action == SHUTDOWN_ACTION_PAUSE) {
+        return;
     }
+    WITH_QEMU_LOCK_GUARD(&inbox.lock) {
+        inbox.quitting = true;
+    }
+    ks_pager_stats(remote.pager, &stats);
+    if (remote.lost || stats.servers_lost) {
+        end_at_once();
+    }
+}
+
+/* A server was lost while the VM was not running, and now it is to run. */
+static void on_vm_state(void *opaque, bool running, RunState state)
+{
+    if (running && remote.lost) {
+        qemu_bh_schedule(remote.stop_bh);
+    }
+}
+
+static void stop_bh(void *opaque)
+{
+    if (remote.lost) {
+        stop_for_server();
+    }
+}
+
+bool remote_memory_stopped(Error **errp)
+{
+    if (!remote.stopped) {
+        return false;
+    }
+    error_setg(errp, "a memory server is lost and the VM is stopped in the "
+               "middle of what it does: wait until the server is back");
+    return true;
+}
+
+void remote_memory_user_stop(void)
+{
+    remote.stopped = false;
 }
 
 /* ---- Loading ------------------------------------------------------------- */
@@ -165,10 +256,24 @@ static void *get_blob(QEMUFile *f, uint64_t *bytes)
     return g_steal_pointer(&blob);
 }
 
-/* The source's blocks must be this VM's. */
+static SplitBlock *find_block(const char *idstr)
+{
+    for (unsigned i = 0; i < remote.layout->count; i++) {
+        if (!strcmp(remote.layout->blocks[i].rb->idstr, idstr)) {
+            return &remote.layout->blocks[i];
+        }
+    }
+    return NULL;
+}
+
+/*
+ * The source's blocks must be this VM's, in whatever order.  The source's order
+ * numbers the pages.
+ */
 static bool load_blocks(QEMUFile *f)
 {
     uint32_t count = qemu_get_be32(f);
+    uint64_t next_page = 0;
 
     if (count != remote.layout->count) {
         error_report("remote memory: the source splits %u RAM blocks, this VM "
@@ -177,7 +282,7 @@ static bool load_blocks(QEMUFile *f)
         return false;
     }
     for (unsigned i = 0; i < count; i++) {
-        const SplitBlock *block = &remote.layout->blocks[i];
+        SplitBlock *block;
         char idstr[256];
         uint64_t pages;
 
@@ -185,15 +290,18 @@ static bool load_blocks(QEMUFile *f)
             return false;
         }
         pages = qemu_get_be64(f);
-        if (strcmp(idstr, block->rb->idstr) || pages != block->pages) {
+        block = find_block(idstr);
+        if (!block || pages != block->pages) {
             error_report("remote memory: the source's RAM block '%s' has %"
-                         PRIu64 " pages, this VM's '%s' has %" PRIu64
-                         ": start both with the same memory options", idstr,
-                         pages, block->rb->idstr, block->pages);
+                         PRIu64 " pages, this VM has %s: start both with the "
+                         "same memory options", idstr, pages,
+                         block ? "another size of it" : "no such block");
             return false;
         }
+        block->first_page = next_page;
+        next_page += pages;
     }
-    return true;
+    return next_page == remote.layout->pages;
 }
 
 static int load_plan(QEMUFile *f)
@@ -211,6 +319,12 @@ static int load_plan(QEMUFile *f)
         error_report("remote memory: a second plan in the stream");
         return -EINVAL;
     }
+    if (!inbox.bh) {
+        qemu_mutex_init(&inbox.lock);
+        inbox.news = g_queue_new();
+        inbox.bh = qemu_bh_new(server_news_bh, NULL);
+        remote.stop_bh = qemu_bh_new(stop_bh, NULL);
+    }
     plan = get_blob(f, &bytes);
     if (!plan) {
         return -EINVAL;
@@ -221,7 +335,7 @@ static int load_plan(QEMUFile *f)
                      config.page_out);
         return -EINVAL;
     }
-    g_free(remote.layout);
+    split_layout_free(remote.layout);
     remote.layout = split_layout_new();
     if (!split_layout_check(remote.layout, &local_err)) {
         error_report_err(local_err);
@@ -254,6 +368,7 @@ static int load_plan(QEMUFile *f)
         error_report("remote memory: a device has the guest's memory pinned");
         return -EBUSY;
     }
+    remote.discard_required = true;
     trace_remote_memory_plan(remote.layout->pages);
     return 0;
 }
@@ -283,7 +398,10 @@ static int load_changes(QEMUFile *f, bool end)
         return load_error(&err);
     }
     remote.started = true;
-    access_tracker_attach(ks_pager_history(remote.pager), &local_err);
+    access_tracker_attach(ks_pager_history(remote.pager), remote.layout,
+                          (AccessPolicy)ks_pager_policy(remote.pager),
+                          (uint64_t)ks_pager_chunk_pages(remote.pager) *
+                          KS_PAGE_SIZE, &local_err);
     if (local_err) {
         warn_report_err(local_err);
         warn_report("remote memory: pages out without knowing what the guest "
@@ -291,6 +409,7 @@ static int load_changes(QEMUFile *f, bool end)
     }
     remote.shutdown.notify = on_shutdown;
     qemu_register_shutdown_notifier(&remote.shutdown);
+    remote.vm_state = qemu_add_vm_change_state_handler(on_vm_state, NULL);
     trace_remote_memory_start();
     return 0;
 }
@@ -340,10 +459,16 @@ void remote_memory_cleanup(void)
     if (remote.started) {
         access_tracker_detach(ks_pager_history(remote.pager));
         notifier_remove(&remote.shutdown);
+        qemu_del_vm_change_state_handler(remote.vm_state);
+        remote.started = false;
     }
     /* Without a commit the sessions are the source's. */
     ks_pager_free(remote.pager, remote.committed);
     remote.pager = NULL;
+    if (remote.discard_required) {
+        ram_block_discard_require(false);
+        remote.discard_required = false;
+    }
     trace_remote_memory_cleanup();
 }
 

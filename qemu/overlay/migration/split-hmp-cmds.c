@@ -40,12 +40,16 @@ static SplitSubHostList *parse_sub_hosts(const char *text, Error **errp)
 void hmp_migrate_split(Monitor *mon, const QDict *qdict)
 {
     g_autoptr(SplitSubHostList) sub_hosts = NULL;
+    const char *main_memory = qdict_get_str(qdict, "main-memory");
+    uint64_t main_bytes = 0;
     Error *err = NULL;
 
     sub_hosts = parse_sub_hosts(qdict_get_str(qdict, "sub-hosts"), &err);
+    if (!err && qemu_strtosz(main_memory, NULL, &main_bytes) < 0) {
+        error_setg(&err, "'%s' is not a size: write 8G, say", main_memory);
+    }
     if (!err) {
-        qmp_migrate_split(qdict_get_str(qdict, "uri"),
-                          qdict_get_int(qdict, "main-memory"), sub_hosts,
+        qmp_migrate_split(qdict_get_str(qdict, "uri"), main_bytes, sub_hosts,
                           false, 0, false, 0, false, 0, &err);
     }
     hmp_handle_error(mon, err);

@@ -42,13 +42,26 @@ SplitLayout *split_layout_new(void)
         if (block_can_be_split(rb) && layout->count < count) {
             SplitBlock *block = &layout->blocks[layout->count++];
 
+            memory_region_ref(rb->mr);
             block->rb = rb;
+            block->ram_page = rb->offset >> qemu_target_page_bits();
             block->first_page = layout->pages;
             block->pages = rb->used_length >> qemu_target_page_bits();
             layout->pages += block->pages;
         }
     }
     return layout;
+}
+
+void split_layout_free(SplitLayout *layout)
+{
+    if (!layout) {
+        return;
+    }
+    for (unsigned i = 0; i < layout->count; i++) {
+        memory_region_unref(layout->blocks[i].rb->mr);
+    }
+    g_free(layout);
 }
 
 bool split_layout_equal(const SplitLayout *a, const SplitLayout *b)
@@ -79,6 +92,12 @@ static bool block_check(RAMBlock *rb, Error **errp)
     if (qemu_ram_is_shared(rb)) {
         error_setg(errp, "RAM block '%s' is shared, remote paging needs "
                    "private memory: start the VM with share=off", rb->idstr);
+        return false;
+    }
+    if (memory_region_has_ram_discard_manager(rb->mr)) {
+        error_setg(errp, "RAM block '%s' is managed by a device that discards "
+                   "parts of it (virtio-mem): remote memory needs plain RAM",
+                   rb->idstr);
         return false;
     }
     if (qemu_ram_get_fd(rb) >= 0) {

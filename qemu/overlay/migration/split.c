@@ -40,6 +40,8 @@
 #define IO_TIMEOUT_MS 10000
 /* Pages between two looks at what the senders have sent. */
 #define ACCOUNT_PAGES 64
+/* How long an iteration with nothing to do leaves the senders alone */
+#define DRAIN_WAIT_US 1000
 
 /*
  * The newest split migration.  Written under the BQL by the main thread; the
@@ -56,6 +58,8 @@ static struct {
     uint64_t chunk_size;
     PageOutMethod page_out;
     bool history;
+    bool cancelled;
+    bool had_return_path; /* the capability, before we set it */
     /* Of a job that has ended */
     SplitTargetList *targets;
     unsigned sub_hosts;
@@ -63,14 +67,19 @@ static struct {
     /* The migration thread's */
     bool handover_begun;
     char *diagnosis; /* what is wrong with a sub-host, after a failure */
+    char *in_doubt;  /* why it is not known who owns the VM */
+    bool given_up;   /* the destination will never run the VM */
     uint64_t accounted_bytes;
     unsigned unaccounted_pages;
+    bool queued; /* pages since the last iteration */
     const SplitBlock *last_block;
 } split;
 
 /* Protects split.job against going away under split_migration_cancel(). */
 static QemuMutex job_lock;
 static NotifierWithReturn split_notifier;
+
+static void split_end(SplitPhase phase, const char *error);
 
 bool split_migration_active(void)
 {
@@ -94,7 +103,7 @@ static int report_failure(const KsError *err)
     error_setg(&local_err, "%s", err->message);
     migrate_set_error(migrate_get_current(), local_err);
     error_free(local_err);
-    return -err->code;
+    return -(err->code ?: EIO);
 }
 
 bool split_migration_save_page(RAMBlock *rb, ram_addr_t offset, int *res)
@@ -122,6 +131,7 @@ bool split_migration_save_page(RAMBlock *rb, ram_addr_t offset, int *res)
         *res = report_failure(&err);
         return true;
     }
+    split.queued = true;
     if (++split.unaccounted_pages >= ACCOUNT_PAGES) {
         account();
     }
@@ -186,6 +196,11 @@ static int split_save_iterate(QEMUFile *f, void *opaque)
     if (ks_split_error(split.job, &err) < 0) {
         return report_failure(&err);
     }
+    if (!split.queued && ks_split_pending(split.job)) {
+        /* RAM is clean; the senders need time, not another look at it. */
+        g_usleep(DRAIN_WAIT_US);
+    }
+    split.queued = false;
     ret = put_changes(f, SPLIT_RECORD_CHANGES);
     return ret < 0 ? ret : 1;
 }
@@ -208,6 +223,20 @@ static int split_save_complete(QEMUFile *f, void *opaque)
     return put_changes(f, SPLIT_RECORD_END);
 }
 
+bool split_migration_rate_exceeded(void)
+{
+    uint64_t max = migration_rate_get();
+    uint64_t used;
+
+    if (!split_migration_active() || max == RATE_LIMIT_DISABLED) {
+        return false;
+    }
+    used = migration_transferred_bytes() -
+           stat64_get(&mig_stats.rate_limit_start) +
+           ks_split_pending(split.job) * KS_PAGE_SIZE;
+    return used > max;
+}
+
 static void split_state_pending(void *opaque, uint64_t *must_precopy,
                                 uint64_t *can_postcopy)
 {
@@ -226,9 +255,17 @@ static const SaveVMHandlers split_handlers = {
 
 void split_migration_cancel(void)
 {
-    QEMU_LOCK_GUARD(&job_lock);
-    if (split.job) {
-        ks_split_cancel(split.job);
+    MigrationState *s = migrate_get_current();
+
+    WITH_QEMU_LOCK_GUARD(&job_lock) {
+        if (split.job) {
+            split.cancelled = true;
+            ks_split_cancel(split.job);
+        }
+    }
+    /* The main host was still being connected to: nobody else will end it. */
+    if (split_migration_active() && s->state == MIGRATION_STATUS_CANCELLED) {
+        split_end(SPLIT_PHASE_CANCELLED, NULL);
     }
 }
 
@@ -247,6 +284,10 @@ void split_migration_settle(MigrationState *s)
         }
         return;
     }
+    if (qatomic_read(&split.given_up)) {
+        /* The destination said so: it cannot run the VM any more. */
+        return;
+    }
     ret = ks_split_reclaim(split.job, &err);
     trace_split_migration_settle(ret);
     if (!ret) {
@@ -258,22 +299,53 @@ void split_migration_settle(MigrationState *s)
         migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);
         return;
     }
-    error_report("the migration broke during the handover and the first "
-                 "sub-host cannot tell who owns the VM: %s", err.message);
-    error_printf("The VM stays paused here. Continue it only if the "
-                 "destination does not run it.\n");
+    split.in_doubt = g_strdup_printf(
+        "the migration broke during the handover and the first sub-host cannot "
+        "tell who owns the VM: %s. The VM stays paused here; continue it only "
+        "if the destination does not run it", err.message);
+    error_report("%s", split.in_doubt);
     s->vm_old_state = RUN_STATE_PAUSED;
-    split.phase = SPLIT_PHASE_IN_DOUBT;
 }
 
 bool split_migration_may_run(Error **errp)
 {
-    if (split.phase == SPLIT_PHASE_COMPLETED) {
+    if (split.phase == SPLIT_PHASE_COMPLETED ||
+        (split_migration_active() && migrate_get_current()->state ==
+                                     MIGRATION_STATUS_COMPLETED)) {
         error_setg(errp, "this VM runs on its new main host: it must never run "
                    "here again");
         return false;
     }
     return true;
+}
+
+bool split_migration_may_migrate(Error **errp)
+{
+    if (!split_migration_may_run(errp)) {
+        return false;
+    }
+    if (split.job && split.phase == SPLIT_PHASE_CONNECTING) {
+        error_setg(errp, "a split migration is connecting to its sub-hosts: "
+                   "cancel it or let it end");
+        return false;
+    }
+    if (split.phase == SPLIT_PHASE_IN_DOUBT &&
+        runstate_check(RUN_STATE_PAUSED)) {
+        error_setg(errp, "it is not known whether this VM runs on its new main "
+                   "host: make sure that it does not, and 'cont' it first");
+        return false;
+    }
+    return true;
+}
+
+bool split_migration_in_doubt(void)
+{
+    return split.in_doubt != NULL;
+}
+
+void split_migration_given_up(void)
+{
+    qatomic_set(&split.given_up, true);
 }
 
 /* ---- Figures ------------------------------------------------------------- */
@@ -347,6 +419,7 @@ static void *end_job_thread(void *opaque)
 {
     EndJob *end = opaque;
 
+    ks_split_cancel(end->job);
     ks_split_free(end->job, end->drop_sessions);
     g_free(end);
     return NULL;
@@ -368,8 +441,9 @@ static void split_end(SplitPhase phase, const char *error)
     if (split.phase != SPLIT_PHASE_CONNECTING) {
         split.targets = collect_targets();
     }
-    if (split.phase == SPLIT_PHASE_IN_DOUBT) {
-        phase = SPLIT_PHASE_IN_DOUBT;
+    if (split.phase != SPLIT_PHASE_CONNECTING && !split.had_return_path) {
+        migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
+            false;
     }
     set_phase(phase, error);
     WITH_QEMU_LOCK_GUARD(&job_lock) {
@@ -404,6 +478,10 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
             error = g_strdup(error_get_pretty(s->error));
         }
     }
+    if (split.in_doubt) {
+        split_end(SPLIT_PHASE_IN_DOUBT, split.in_doubt);
+        return 0;
+    }
     if (error && split.diagnosis && strcmp(error, split.diagnosis)) {
         char *both = g_strdup_printf("%s: %s", error, split.diagnosis);
 
@@ -430,7 +508,7 @@ static bool split_check_options(Error **errp)
         error_setg(errp, "migrate-split needs migration mode 'normal'");
         return false;
     }
-    if (split.job || migration_is_running()) {
+    if (migration_is_running()) {
         error_setg(errp, "There's a migration process in progress");
         return false;
     }
@@ -472,8 +550,11 @@ typedef struct OpenJob {
 static bool start_migration(Error **errp)
 {
     ERRP_GUARD();
-    g_autofree SplitLayout *now = split_layout_new();
+    g_autoptr(SplitLayout) now = split_layout_new();
 
+    if (!split_check_options(errp)) {
+        return false;
+    }
     if (!split_layout_equal(now, split.layout)) {
         error_setg(errp, "the VM's memory was changed while sub-hosts were "
                    "asked to reserve theirs");
@@ -483,6 +564,7 @@ static bool start_migration(Error **errp)
         return false;
     }
     /* The destination's word is needed before the VM may be let go. */
+    split.had_return_path = migrate_return_path();
     migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
         true;
     set_phase(SPLIT_PHASE_ACTIVE, NULL);
@@ -500,7 +582,9 @@ static void opened_bh(void *opaque)
     if (open->tracker) {
         access_tracker_put(open->tracker);
     }
-    if (open->ret < 0) {
+    if (split.cancelled) {
+        split_end(SPLIT_PHASE_CANCELLED, NULL);
+    } else if (open->ret < 0) {
         split_end(open->ret == -ECANCELED ? SPLIT_PHASE_CANCELLED :
                   SPLIT_PHASE_FAILED, open->err.message);
         error_report("migrate-split: %s", open->err.message);
@@ -519,7 +603,8 @@ static void *open_thread(void *opaque)
     OpenJob *open = opaque;
 
     open->ret = ks_split_open(open->job, &open->err);
-    aio_bh_schedule_oneshot(qemu_get_aio_context(), opened_bh, open);
+    /* Not where a nested aio_poll() would run it. */
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), opened_bh, open);
     return NULL;
 }
 
@@ -542,7 +627,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
                        bool has_page_out, PageOutMethod page_out,
                        Error **errp)
 {
-    g_autofree SplitLayout *layout = split_layout_new();
+    g_autoptr(SplitLayout) layout = split_layout_new();
     g_autofree KsSubHost *hosts = NULL;
     AccessTracker *tracker;
     KsSplitConfig config = {};
@@ -551,6 +636,10 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     OpenJob *open;
     KsSplit *job;
 
+    if (split.job) {
+        error_setg(errp, "There's a split migration in progress");
+        return;
+    }
     if (!split_check_options(errp) || !split_layout_check(layout, errp)) {
         return;
     }
@@ -589,7 +678,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
         return;
     }
 
-    g_free(split.layout);
+    split_layout_free(split.layout);
     split.layout = g_steal_pointer(&layout);
     g_free(split.uri);
     split.uri = g_strdup(uri);
@@ -598,9 +687,12 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.chunk_size = chunk_size;
     split.page_out = has_page_out ? page_out : PAGE_OUT_METHOD_AUTO;
     split.history = config.history;
+    split.cancelled = false;
     split.sub_hosts = config.sub_host_count;
     split.handover_begun = false;
+    split.given_up = false;
     g_clear_pointer(&split.diagnosis, g_free);
+    g_clear_pointer(&split.in_doubt, g_free);
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;

@@ -25,12 +25,18 @@ typedef struct AccessBits {
 /* NULL while nobody tracks. */
 extern AccessBits *tcg_access_bits;
 
-/* Called by a vCPU, which is in an RCU critical section while it runs. */
+/* Called by vCPUs. */
 static inline void tcg_access_bits_mark(uint64_t page)
 {
-    AccessBits *bits = qatomic_rcu_read(&tcg_access_bits);
+    AccessBits *bits;
 
-    if (unlikely(bits) && page < bits->pages &&
+    if (likely(!qatomic_read(&tcg_access_bits))) {
+        return;
+    }
+    /* Not every way to execute guest code is in a critical section. */
+    RCU_READ_LOCK_GUARD();
+    bits = qatomic_rcu_read(&tcg_access_bits);
+    if (bits && page < bits->pages &&
         !(qatomic_read(&bits->map[BIT_WORD(page)]) & BIT_MASK(page))) {
         set_bit_atomic(page, bits->map);
     }

@@ -9,6 +9,7 @@
 
 #include "qemu/queue.h"
 #include "exec/cpu-common.h"
+#include "qapi/qapi-types-remote-memory.h"
 #include "kintsugi.h"
 
 /*
@@ -16,8 +17,9 @@
  * VM's pages.
  */
 typedef struct SplitBlock {
-    RAMBlock *rb;
-    uint64_t first_page;
+    RAMBlock *rb;        /* the layout keeps its memory region alive */
+    uint64_t ram_page;   /* where it begins in ram_addr_t space, in pages */
+    uint64_t first_page; /* where it begins among the VM's pages */
     uint64_t pages;
 } SplitBlock;
 
@@ -32,8 +34,10 @@ typedef struct SplitLayout {
  * RAM list order.
  */
 SplitLayout *split_layout_new(void);
+void split_layout_free(SplitLayout *layout);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(SplitLayout, split_layout_free)
 bool split_layout_equal(const SplitLayout *a, const SplitLayout *b);
-/* The block that @rb is, or NULL.  Fast for the block asked for last. */
+/* The block that @rb is, or NULL. */
 const SplitBlock *split_layout_find(const SplitLayout *layout,
                                     const RAMBlock *rb);
 
@@ -41,7 +45,9 @@ const SplitBlock *split_layout_find(const SplitLayout *layout,
  * Feeds @history, whose pages are those of @layout, until detached.  Uses the
  * user's access-tracker object for scanning, or starts one.  Needs the BQL.
  */
-void access_tracker_attach(KsHistory *history, Error **errp);
+void access_tracker_attach(KsHistory *history, const SplitLayout *layout,
+                           AccessPolicy policy, uint64_t chunk_size,
+                           Error **errp);
 void access_tracker_detach(KsHistory *history);
 
 /*

@@ -23,7 +23,7 @@ bool split_migration_active(void);
  * then sets *@res as ram_save_target_page() returns it.
  */
 bool split_migration_save_page(RAMBlock *rb, ram_addr_t offset, int *res);
-/* migrate_cancel: ends whatever blocks.  Any thread. */
+/* migrate_cancel, at its end: ends whatever blocks.  Under the BQL. */
 void split_migration_cancel(void);
 /*
  * The migration thread is about to decide whether the VM runs here again.
@@ -33,10 +33,19 @@ void split_migration_cancel(void);
 void split_migration_settle(MigrationState *s);
 
 /*
- * False once the VM was handed over: a copy of it must not run here, nor be
- * migrated from here.
+ * The destination has failed and will never run the VM: what it sends on the
+ * return path then, and what the source does about it.
  */
+#define MIG_RP_SHUT_GIVEN_UP 2
+void split_migration_given_up(void);
+/* Found by split_migration_settle(): nobody can tell who owns the VM. */
+bool split_migration_in_doubt(void);
+/* False once the VM was handed over: its copy here must not run. */
 bool split_migration_may_run(Error **errp);
+/* Whether a migration of any kind may begin. */
+bool split_migration_may_migrate(Error **errp);
+/* Whether what waits in the senders' queues fills the bandwidth limit. */
+bool split_migration_rate_exceeded(void);
 
 /* ---- Destination -------------------------------------------------------- */
 
@@ -45,8 +54,15 @@ bool split_migration_may_run(Error **errp);
  * remote memory there is nothing to do.  On failure the VM must not run.
  */
 bool remote_memory_commit(Error **errp);
-/* The VM is gone: gives the servers' memory back. */
+/* The VM is gone, or did not come: gives the servers' memory back. */
 void remote_memory_cleanup(void);
+/*
+ * True while the VM is stopped because a server is lost.  A vCPU may then be
+ * in the middle of an instruction, so the VM must not be saved or migrated.
+ */
+bool remote_memory_stopped(Error **errp);
+/* The user stops the VM for a reason of his own: it must not go on by itself. */
+void remote_memory_user_stop(void);
 
 /* ---- Between split.c, remote-memory.c and split-layout.c ---------------- */
 
