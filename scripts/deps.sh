@@ -28,7 +28,7 @@ packages="
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
     libsystemd-dev seabios qemu-system-data ipxe-qemu busybox-static cpio iproute2 mandoc
-    shellcheck
+    shellcheck gdb
 "
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086

@@ -156,8 +156,8 @@ def test_orderly_server_restart(kept: SplitSetup) -> None:
 
 @pytest.fixture
 def tapped(setup: SplitSetup) -> Iterator[tuple[SplitSetup, WireTap]]:
-    """A setup whose second server is reached through a WireTap."""
-    tap = WireTap(setup.servers[1].uri)
+    """A setup whose first server, which decides on ownership, is reached through a WireTap."""
+    tap = WireTap(setup.servers[0].uri)
     yield setup, tap
     for vm in reversed(setup.vms):
         vm.end()
@@ -165,8 +165,8 @@ def tapped(setup: SplitSetup) -> Iterator[tuple[SplitSetup, WireTap]]:
 
 
 def split_through(setup: SplitSetup, tap: WireTap) -> Vm:
-    """A split migration with the tap's address as that of the second server."""
-    hosts = setup.sub_hosts([setup.servers[0].uri, tap.uri])
+    """A split migration with the tap's address as that of the first server."""
+    hosts = setup.sub_hosts([tap.uri, setup.servers[1].uri])
     destination, _ = setup.split(sub_hosts=hosts)
     destination.guest.wait_beats()
     return destination
@@ -221,10 +221,10 @@ def test_stale_source_is_fenced(tapped: tuple[SplitSetup, WireTap]) -> None:
 
     # On a new connection in the old epoch, and with the destination's epoch guessed.
     session, old = source_taps[0].session, source_taps[0].epoch
-    with Client(setup.servers[1].uri) as client:
+    with Client(setup.servers[0].uri) as client:
         client.hello()
         assert client.attach(session, old).status == Status.FENCED
-    with Client(setup.servers[1].uri) as client:
+    with Client(setup.servers[0].uri) as client:
         client.hello()
         assert client.claim(session).status in (Status.COMMITTED, Status.FENCED)
     check_goes_on(destination)

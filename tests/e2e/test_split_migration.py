@@ -188,6 +188,8 @@ def test_hmp(setup: SplitSetup) -> None:
     uri = destination.listen()
     answer = setup.source.hmp(f"migrate_split {uri} {setup.main_bytes}B {hosts}")
     assert "rror" not in answer, answer
+    poll_until("the migration begins",
+               lambda: query_split(setup.source)["phase"] != "connecting", 10)
     complete(setup.source, destination)
     assert "phase: completed" in setup.source.hmp("info migrate_split")
     text = destination.hmp("info remote_memory")

@@ -21,6 +21,7 @@
 #include "hw/core/cpu.h"
 #include "migration/split.h"
 #include "migration.h"
+#include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-remote-memory.h"
 #include "qapi/qapi-events-remote-memory.h"
@@ -192,6 +193,8 @@ static void on_shutdown(Notifier *n, void *data)
     }
     ks_pager_stats(remote.pager, &stats);
     if (remote.lost || stats.servers_lost) {
+        /* Clients get what they were told, this shutdown included. */
+        monitor_cleanup();
         end_at_once();
     }
 }

@@ -48,11 +48,12 @@ def query(vm: Vm) -> Json:
 
 def failure_text(vm: Vm) -> str:
     """Everything the source says about why a migration failed."""
-    texts = [str(query(vm).get("error-desc", ""))]
-    try:
-        texts.append(str(vm.qmp.execute("query-migrate-split").get("error-desc", "")))
-    except QmpError:
-        pass
+    texts = []
+    for command in ("query-migrate", "query-migrate-split"):
+        try:
+            texts.append(str(vm.qmp.execute(command).get("error-desc", "")))
+        except QmpError:
+            pass  # a stock QEMU
     return "; ".join(dict.fromkeys(text for text in texts if text))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .memserver import MemServer
-from .migrate import Figures, complete, prepare, unhold, wait_end, failure_text
+from .migrate import Figures, MigrationFailed, complete, failure_text, prepare, unhold
 from .qmp import Json, QmpError
 from .util import MIB, HarnessError, Work, poll_until
 from .vm import Snapshots, Vm, VmConfig
@@ -74,7 +74,7 @@ class SplitSetup:
     def send_split(self, uri: str, **arguments: object) -> None:
         """Send migrate-split, with sensible arguments that `arguments` may replace (_ for -).
 
-        The answer, which comes when the sub-hosts have been asked, is for source.qmp.finish().
+        The answer is for source.qmp.finish().
         """
         self.source.qmp.send("migrate-split", {
             "uri": uri, "main-memory": self.main_bytes, "sub-hosts": self.sub_hosts(),
@@ -84,6 +84,11 @@ class SplitSetup:
         """migrate-split, which the sub-hosts must agree to."""
         self.send_split(uri, **arguments)
         self.source.qmp.finish(60)
+        poll_until("migrate-split has asked the sub-hosts",
+                   lambda: query_split(self.source)["phase"] != "connecting", 60)
+        phase = query_split(self.source)["phase"]
+        if phase in ("failed", "cancelled"):
+            raise MigrationFailed(f"the migration {phase}: {failure_text(self.source)}")
 
     def split(self, transport: str = "unix", seconds: float = 90.0,
               **arguments: object) -> tuple[Vm, Figures]:
@@ -112,9 +117,10 @@ class SplitSetup:
 
     def failed_later(self, seconds: float = 60.0, wanted: str = "failed") -> str:
         """The same after migrate-split was answered."""
-        info = wait_end(self.source, seconds)
-        if info["status"] != wanted:
-            raise HarnessError(f"the migration {info['status']}, but it should have {wanted}")
+        phase = poll_until("the split migration ended", lambda: query_ended(self.source), seconds)
+        if phase != wanted:
+            raise HarnessError(f"the migration {phase}, but it should have {wanted}:"
+                               f" {failure_text(self.source)}")
         return failure_text(self.source)
 
     def check_source_unharmed(self) -> None:
@@ -149,6 +155,12 @@ def query_remote(vm: Vm) -> Json:
     return result
 
 
+def query_ended(vm: Vm) -> str | None:
+    """How the last split migration ended; None while it has not."""
+    phase = str(query_split(vm)["phase"])
+    return phase if phase in ("completed", "failed", "cancelled", "in-doubt") else None
+
+
 def wait_connecting(source: Vm) -> None:
-    """Wait until migrate-split, sent but not answered, asks the sub-hosts."""
+    """Wait until migrate-split, sent and perhaps not answered, asks the sub-hosts."""
     poll_until("migrate-split connects", lambda: query_split(source)["phase"] == "connecting", 10)
