@@ -92,6 +92,7 @@ struct PagerCore {
   std::vector<ServerCounters> per_server;          // [server - 1]
   // Pages stored on the server, stale ones included, when claimed; afterwards E's own count.
   std::vector<std::uint64_t> used_at_start;
+  std::vector<std::uint64_t> remote_at_start;  // without the stale ones
 
   // Limits on resident + queued, in pages.
   std::int64_t limit = 0;

@@ -16,7 +16,7 @@ constexpr std::uint32_t kTagBell = UINT32_MAX;
 constexpr std::uint32_t kTagDiscards = UINT32_MAX - 1;
 constexpr int kTimeoutCheck_ms = 250;
 // Discards are not urgent: gathered for so long before they are sent.
-constexpr int kLinger_ms = 5;
+constexpr int kLinger_ms = 20;
 // Between attempts when nothing could be taken.
 constexpr int kBlocked_ms = 5;
 // While a fault has its hand on a page that a server has acknowledged.
@@ -82,6 +82,7 @@ void Evictor::run() {
   while (!core_.stopping.load(std::memory_order_acquire)) {
     if (short_of_room() && !core_.released.load(std::memory_order_acquire)) {
       blocked = false;
+      victims_.forgive(now_);
       for (int i = 0; i < kUnitsPerRound && short_of_room() && !blocked; i++) {
         blocked = evict() != Evicted::kSome;
       }
@@ -258,7 +259,7 @@ Evictor::Evicted Evictor::evict() {
   } else {
     give_back_if_settled(index);
   }
-  if (zero == 0 && taken.staged == 0 && taken.refused > 0) return Evicted::kBlocked;
+  if (zero == 0 && taken.staged == 0 && taken.refused > 0) victims_.refused(*chunk_, now_);
   return Evicted::kSome;
 }
 
@@ -379,22 +380,20 @@ void Evictor::give_back_if_settled(unsigned frame_index) {
 void Evictor::forget_stale_zeroes() {
   for (unsigned i = 0; i < lanes_.size(); i++) {
     OutLane& lane = lanes_[i];
+    if (core_.used_at_start[i] <= core_.remote_at_start[i]) continue;
     const ServerId server{static_cast<std::uint8_t>(i + 1)};
-    if (lane.used <= static_cast<std::uint64_t>(std::max<std::int64_t>(
-                         0, core_.counters(server).pages.load(std::memory_order_relaxed)))) {
-      continue;
-    }
+    bool all = true;
     core_.plan.for_each_run([&](ServerId owner, PageIndex first, PageCount count) {
       if (owner != server) return;
       for (std::uint64_t page = first.value; page < first.value + count.value; page++) {
-        // Zero, or touched since. (Or already fetched: then this Discard is one too many.)
+        // Zero, or touched since. (Or fetched already: then this Discard is one too many.)
         if (core_.map.load(PageIndex{page}).state() == PageState::kRemote) continue;
-        if (lane.queue.room() < kMaxOutItems / 2) return;
+        all = all && lane.queue.room() > kMaxOutItems / 2;
+        if (!all) return;
         lane.queue.discard(PageIndex{page}, 1);
       }
     });
-    lane.used = static_cast<std::uint64_t>(
-        std::max<std::int64_t>(0, core_.counters(server).pages.load(std::memory_order_relaxed)));
+    if (all) lane.used = core_.remote_at_start[i];
   }
 }
 

@@ -418,21 +418,28 @@ void FaultThread::on_answer(UrgentLane& lane, ServerId server, const wire::Frame
                     core_.link(server).name()));
     return;
   }
-  if (!answer.has(0)) {
-    fail(lane, server,
-         make_error(ENODATA,
-                    "memory server {} no longer has page {}: was it restarted with an older arena "
-                    "file?",
-                    core_.link(server).name(), slot.page.value));
-    return;
-  }
   const PageIndex page = slot.page;
   char* host = core_.regions.host(page);
+  if (!answer.has(0)) {
+    // A prefetch that was under way too was faster, and has had the server forget the page.
+    const PageEntry entry = core_.map.load(page);
+    if (entry.state() != PageState::kLocal && !entry.prefetch()) {
+      fail(lane, server,
+           make_error(ENODATA,
+                      "memory server {} no longer has page {}: was it restarted with an older "
+                      "arena file?",
+                      core_.link(server).name(), page.value));
+      return;
+    }
+    free_slot(lane, index);
+    core_.map.abandon_urgent(page);
+    core_.give_room(1);
+    wake(host);
+    return;
+  }
   const bool installed = install(host, answer.content);
   const std::uint64_t since = slot.since_ns;
-  slot.server = kMainHost;
-  free_slots_[free_count_++] = index;
-  lane.outstanding--;
+  free_slot(lane, index);
   if (!installed) {
     core_.map.abandon_urgent(page);
     core_.give_room(1);
@@ -452,6 +459,12 @@ void FaultThread::on_answer(UrgentLane& lane, ServerId server, const wire::Frame
   if (core_.recently_out.contains(chunk)) core_.faults.refaults.add();
   core_.recently_in.add(chunk);
   if (core_.config.history != nullptr) core_.config.history->mark(page);
+}
+
+void FaultThread::free_slot(UrgentLane& lane, std::uint16_t index) {
+  slots_[index].server = kMainHost;
+  free_slots_[free_count_++] = index;
+  lane.outstanding--;
 }
 
 void FaultThread::push_discard(PageIndex page, ServerId server) {

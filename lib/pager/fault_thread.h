@@ -82,6 +82,7 @@ class FaultThread {
   void check_links();
   void check_timeouts(std::uint64_t now);
   void disconnect(UrgentLane& lane);
+  void free_slot(UrgentLane& lane, std::uint16_t index);
   void push_discard(PageIndex page, ServerId server);
   void release_all();
   void watch(int fd, std::uint32_t events, std::uint32_t tag, bool add);

@@ -204,6 +204,7 @@ Result<std::unique_ptr<Pager>> Pager::create(PagerConfig config, const SplitPlan
         static_cast<std::int64_t>(plan.pages_on(ServerId{static_cast<std::uint8_t>(i + 1)}).value);
   }
   core->used_at_start.resize(core->per_server.size());
+  core->remote_at_start.resize(core->per_server.size());
   make_links(core.get());
   return std::unique_ptr<Pager>(new Pager(std::move(core)));
 }
@@ -281,6 +282,7 @@ Result<void> Pager::claim() {
     core_->config.servers[i].capacity =
         std::min(core_->config.servers[i].capacity, PageCount{figures.capacity_pages});
     core_->used_at_start[i] = figures.used_pages;
+    core_->remote_at_start[i] = expected;
   }
   claimed_ = true;
   return {};
@@ -366,7 +368,11 @@ Result<void> Pager::start() {
 
 Result<void> Pager::commit() {
   if (!claimed_) return make_error(EINVAL, "the handover is committed before it was claimed");
-  return core_->links.front()->commit(2 * core_->config.io_timeout);
+  Result<void> committed = core_->links.front()->commit(2 * core_->config.io_timeout);
+  if (committed) {
+    for (const auto& link : core_->links) link->note_owned();
+  }
+  return committed;
 }
 
 void Pager::release() {

@@ -213,6 +213,9 @@ void PrefetchThread::on_answer(BulkLane& lane, ServerId server, const wire::Fram
   }
   for (unsigned i = 0; i < request.pages; i++) {
     if (answer.has(i)) continue;
+    // The fault thread fetched it as well, was faster, and has had the server forget it.
+    const PageEntry entry = core_.map.load(request.first + PageCount{i});
+    if (entry.state() == PageState::kLocal || entry.urgent()) continue;
     fail(lane, server,
          make_error(ENODATA,
                     "memory server {} no longer has page {}: was it restarted with an older arena "
@@ -220,7 +223,18 @@ void PrefetchThread::on_answer(BulkLane& lane, ServerId server, const wire::Fram
                     core_.link(server).name(), request.first.value + i));
     return;
   }
-  install(request.first, request.pages, answer.content, server);
+  const std::uint8_t* content = answer.content;
+  for (unsigned i = 0; i < request.pages;) {
+    unsigned run = i;
+    while (run < request.pages && answer.has(run) == answer.has(i)) run++;
+    if (answer.has(i)) {
+      install(request.first + PageCount{i}, run - i, content, server);
+      content += (run - i) * kPageSize;
+    } else {
+      give_up(request.first + PageCount{i}, run - i);
+    }
+    i = run;
+  }
   core_.counters(server).bulk_pages.fetch_sub(request.pages, std::memory_order_relaxed);
   request.pages = 0;
   free_requests_.push_back(index);

@@ -27,6 +27,13 @@ class RecentChunks {
     word.store(word.load(std::memory_order_relaxed) | std::uint64_t{1} << hash(chunk) % 64,
                std::memory_order_relaxed);
   }
+  // By the thread that adds.
+  void clear() {
+    for (auto& set : sets_) {
+      for (auto& word : set) word.store(0, std::memory_order_relaxed);
+    }
+    added_ = 0;
+  }
   [[nodiscard]] bool contains(std::uint64_t chunk) const {
     return contains_in(0, chunk) || contains_in(1, chunk);
   }

@@ -148,7 +148,11 @@ void ServerLink::ping() {
     generation = generation_.load(std::memory_order_relaxed);
   }
   const Result<wire::SessionInfo> answer = control->stat();
-  if (!answer && answer.error().code != ECANCELED) fail(generation, answer.error());
+  Result<void> state = answer ? Result<void>{} : Result<void>{answer.error()};
+  if (answer && answer->figures.committed == 0 && owned_.load(std::memory_order_acquire)) {
+    state = control->commit();
+  }
+  if (!state && state.error().code != ECANCELED) fail(generation, state.error());
 }
 
 void ServerLink::reconnect() {
@@ -186,7 +190,7 @@ Result<void> ServerLink::commit(std::chrono::milliseconds patience) {
     {
       std::unique_lock lock(mutex_);
       // A commit whose answer was lost may be asked for again: it is the same epoch's.
-      const bool up = wake_.wait_until(lock, std::min(deadline, Clock::now() + backoff_),
+      const bool up = wake_.wait_until(lock, std::min(deadline, Clock::now() + config_.backoff_max),
                                        [this] { return !failed_ || stopping_; });
       if (stopping_) return make_error(ECANCELED, "cancelled while committing the handover");
       if (up) {

@@ -2,6 +2,7 @@
 // The pager's connections to one memory server, and the thread that keeps them.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -87,13 +88,18 @@ class ServerLink {
   // Errors: what the server answered (ESTALE: fenced), or why it could not be asked.
   [[nodiscard]] Result<void> commit(std::chrono::milliseconds patience);
 
+  // The arbiter has answered a commit, so the VM is this host's: the keeper has this server commit
+  // as well, and again should it forget. Else it would take the session for an orphan's and drop it
+  // when no connection is left, or let another host claim it.
+  void note_owned() { owned_.store(true, std::memory_order_release); }
+
   // Ends the keeper and shuts the lanes down. `drop_session`: frees everything there, best effort.
   void stop(bool drop_session);
 
  private:
   struct Connections {
     std::shared_ptr<wire::Connection> control;
-    std::shared_ptr<wire::Connection> lanes[kLanes];
+    std::array<std::shared_ptr<wire::Connection>, kLanes> lanes;
   };
 
   void keep();
@@ -119,10 +125,11 @@ class ServerLink {
   bool failed_ = false;
   bool stopping_ = false;
   std::atomic<bool> connected_{false};
+  std::atomic<bool> owned_{false};
   std::atomic<std::uint64_t> generation_{0};
   std::atomic<std::uint64_t> reconnects_{0};
-  std::chrono::milliseconds backoff_;
-  std::chrono::steady_clock::time_point up_since_;
+  std::chrono::milliseconds backoff_;               // the keeper's
+  std::chrono::steady_clock::time_point up_since_;  // the keeper's
   std::thread keeper_;
 };
 

@@ -23,6 +23,7 @@ VictimPicker::VictimPicker(PagerCore& core)
 }
 
 bool VictimPicker::candidate(std::uint64_t chunk, bool spare_recent) const {
+  if (forgive_ns_ != 0 && refused_.contains(chunk)) return false;
   if (spare_recent && core_.recently_in.contains(chunk)) return false;
   const std::uint64_t chunk_pages = core_.config.chunk_pages.value;
   const std::uint64_t first = chunk * chunk_pages;
@@ -36,13 +37,24 @@ bool VictimPicker::candidate(std::uint64_t chunk, bool spare_recent) const {
 std::optional<ChunkIndex> VictimPicker::next() {
   for (int round = 0; round < 3; round++) {
     while (taken_ < batch_.size()) {
-      const std::uint64_t chunk = batch_[taken_++];
+      const std::uint64_t chunk = batch_[taken_++].chunk;
       if (candidate(chunk, spared_recent_)) return ChunkIndex{chunk};
     }
     if (round == 2) break;
     pass(round == 0);
   }
   return std::nullopt;
+}
+
+void VictimPicker::refused(ChunkIndex chunk, std::uint64_t now_ns) {
+  refused_.add(chunk.value);
+  if (forgive_ns_ == 0) forgive_ns_ = now_ns + kForgive_ns;
+}
+
+void VictimPicker::forgive(std::uint64_t now_ns) {
+  if (forgive_ns_ == 0 || now_ns < forgive_ns_) return;
+  refused_.clear();
+  forgive_ns_ = 0;
 }
 
 void VictimPicker::pass(bool spare_recent) {
@@ -87,8 +99,11 @@ void VictimPicker::pass(bool spare_recent) {
       if (at_limit == 0) continue;
       if (--at_limit == 0) hand_ = (chunk_at(i) + 1) % chunks_;
     }
-    batch_.push_back(chunk_at(i));
+    batch_.push_back({ranks_[i], static_cast<std::uint32_t>(i), chunk_at(i)});
   }
+  std::sort(batch_.begin(), batch_.end(), [](const Victim& a, const Victim& b) {
+    return a.rank != b.rank ? a.rank < b.rank : a.order < b.order;
+  });
   // No chunk is cold any more: as P1's clock, clear bits as we go.
   if (limit > 0 && core_.config.history != nullptr) {
     core_.config.history->advance_hand(PageCount{wanted * core_.config.chunk_pages.value});

@@ -285,8 +285,8 @@ class FakeServer {
 
   // Fills reply and answer; the status is 0 for ok.
   wire::Status handle(const wire::FrameHeader& header, const std::vector<std::uint8_t>& payload,
-                      Binding* binding, wire::FrameHeader* reply,
-                      std::vector<std::uint8_t>* answer, bool absent) {
+                      Binding* binding, wire::FrameHeader* reply, std::vector<std::uint8_t>* answer,
+                      bool absent) {
     const auto op = static_cast<wire::Op>(header.op);
     if (op == wire::Op::kHello) {
       wire::HelloReply hello;

@@ -18,7 +18,7 @@ namespace kintsugi::test {
 struct UffdHooks {
   using Range = std::function<std::optional<UffdResult>(void* at, std::size_t* bytes)>;
   Range copy, zero, move, protect, discard;  // `at`: what is filled; for move, the source
-  std::function<void(void* at, std::size_t bytes)> after_move, after_protect, after_copy;
+  std::function<void(void*at, std::size_t bytes)> after_move, after_protect, after_copy;
 };
 
 class FaultyUffd final : public Uffd {
@@ -27,7 +27,8 @@ class FaultyUffd final : public Uffd {
       : kernel_(std::move(kernel)), hooks_(std::move(hooks)) {}
 
   // For PagerConfig::open_uffd.
-  static std::function<Result<std::unique_ptr<Uffd>>()> opener(std::shared_ptr<UffdHooks> hooks) {
+  static std::function<Result<std::unique_ptr<Uffd>>()> opener(
+      const std::shared_ptr<UffdHooks>& hooks) {
     return [hooks]() -> Result<std::unique_ptr<Uffd>> {
       Result<std::unique_ptr<Uffd>> kernel = open_uffd();
       if (!kernel) return kernel;
@@ -45,9 +46,8 @@ class FaultyUffd final : public Uffd {
   std::size_t read_faults(std::span<UffdFault> out) override { return kernel_->read_faults(out); }
 
   UffdResult copy(void* to, const void* from, std::size_t bytes) override {
-    const UffdResult result = hooked(hooks_->copy, to, bytes, [&](std::size_t n) {
-      return kernel_->copy(to, from, n);
-    });
+    const UffdResult result =
+        hooked(hooks_->copy, to, bytes, [&](std::size_t n) { return kernel_->copy(to, from, n); });
     if (hooks_->after_copy) hooks_->after_copy(to, bytes);
     return result;
   }
@@ -55,17 +55,15 @@ class FaultyUffd final : public Uffd {
     return hooked(hooks_->zero, to, bytes, [&](std::size_t n) { return kernel_->zero(to, n); });
   }
   UffdResult move(void* to, void* from, std::size_t bytes) override {
-    const UffdResult result = hooked(hooks_->move, from, bytes, [&](std::size_t n) {
-      return kernel_->move(to, from, n);
-    });
+    const UffdResult result = hooked(hooks_->move, from, bytes,
+                                     [&](std::size_t n) { return kernel_->move(to, from, n); });
     if (hooks_->after_move) hooks_->after_move(from, bytes);
     return result;
   }
   UffdResult protect(void* at, std::size_t bytes, bool on) override {
     if (!on) return kernel_->protect(at, bytes, on);
-    const UffdResult result = hooked(hooks_->protect, at, bytes, [&](std::size_t n) {
-      return kernel_->protect(at, n, on);
-    });
+    const UffdResult result = hooked(hooks_->protect, at, bytes,
+                                     [&](std::size_t n) { return kernel_->protect(at, n, on); });
     if (hooks_->after_protect) hooks_->after_protect(at, bytes);
     return result;
   }

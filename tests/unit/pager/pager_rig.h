@@ -63,6 +63,8 @@ struct RigOptions {
   std::uint64_t local = 256;  // planned for the main host: pages 0..local-1
   std::uint64_t chunk_pages = 16;
   unsigned servers = 1;
+  // Servers that run already; empty: as many fake ones.
+  std::vector<wire::Uri> uris;
   std::uint64_t limit = 0;  // 0: all pages and some
   std::uint64_t reserve = 16;
   std::uint64_t capacity = 0;  // of each server; 0: all pages
@@ -78,11 +80,15 @@ class Rig {
   explicit Rig(const RigOptions& options) : options_(options) {
     if (options_.capacity == 0) options_.capacity = options_.pages;
     if (options_.limit == 0) options_.limit = options_.pages + 4 * options_.reserve;
-    for (unsigned i = 0; i < options_.servers; i++) {
-      servers_.push_back(std::make_unique<FakeServer>());
+    if (options_.uris.empty()) {
+      for (unsigned i = 0; i < options_.servers; i++) {
+        servers_.push_back(std::make_unique<FakeServer>());
+        options_.uris.push_back(servers_.back()->uri());
+      }
     }
-    memory_ = static_cast<char*>(mmap(nullptr, bytes(), PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    options_.servers = static_cast<unsigned>(options_.uris.size());
+    memory_ = static_cast<char*>(
+        mmap(nullptr, bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     SplitRequest request;
     request.pages = PageCount{options_.pages};
     request.chunk_pages = PageCount{options_.chunk_pages};
@@ -123,7 +129,7 @@ class Rig {
     }
     std::vector<char> content(kPageSize);
     for (unsigned s = 0; s < options_.servers; s++) {
-      auto connection = wire::Connection::connect(servers_[s]->uri(), {});
+      auto connection = wire::Connection::connect(options_.uris[s], {});
       ASSERT_TRUE(connection) << connection.error().message;
       wire::OpenRequest open;
       open.session = session_;
@@ -152,7 +158,7 @@ class Rig {
     PagerConfig config;
     config.session = session_;
     for (unsigned s = 0; s < options_.servers; s++) {
-      config.servers.push_back({servers_[s]->uri(), PageCount{options_.capacity},
+      config.servers.push_back({options_.uris[s], PageCount{options_.capacity},
                                 s < epochs_.size() ? epochs_[s] : Epoch{1}});
     }
     config.vm_pages = PageCount{options_.pages};
@@ -234,10 +240,10 @@ class Rig {
 };
 
 // Tests skip where userfaultfd is not permitted, and say why.
-#define SKIP_WITHOUT_UFFD()                                               \
-  do {                                                                    \
-    const auto probe_ = kintsugi::open_uffd();                            \
-    if (!probe_) GTEST_SKIP() << probe_.error().message;                  \
+#define SKIP_WITHOUT_UFFD()                              \
+  do {                                                   \
+    const auto probe_ = kintsugi::open_uffd();           \
+    if (!probe_) GTEST_SKIP() << probe_.error().message; \
   } while (false)
 
 }  // namespace kintsugi::test

@@ -1,0 +1,713 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The pager when a server or the kernel does what it should not, and when things happen at the same
+// time: each test causes one such fault.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <liburing.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <thread>
+
+#include "pager/faulty_uffd.h"
+#include "pager/pager.h"
+#include "pager/pager_rig.h"
+
+namespace kintsugi::test {
+namespace {
+
+using Act = FakeServer::Act;
+using wire::Op;
+
+bool is(const wire::FrameHeader& header, Op op) {
+  return header.op == static_cast<std::uint16_t>(op);
+}
+
+// ---- Servers ------------------------------------------------------------------------------------
+
+TEST(PagerServers, ARestartedServerIsWaitedFor) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  rig.server(0).stop();
+  const ServerEvent lost = rig.event(0);
+  EXPECT_TRUE(lost.lost);
+  EXPECT_EQ(lost.server, ServerId{1});
+  EXPECT_NE(lost.error.find(lost.uri), std::string::npos);
+  std::atomic<bool> done{false};
+  std::thread guest([&] {
+    rig.expect_page(300);
+    done = true;
+  });
+  // It waits in a fault: what else is here is not disturbed.
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().faults > 0; }));
+  for (std::uint64_t i = 0; i < 256; i++) rig.expect_page(i);
+  EXPECT_FALSE(done);
+  EXPECT_EQ(rig.pager().stats().servers_lost, 1U);
+  EXPECT_FALSE(rig.pager().stats().servers[0].error.empty());
+  rig.server(0).start();
+  guest.join();
+  EXPECT_FALSE(rig.event(1).lost);
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  EXPECT_EQ(rig.pager().stats().servers[0].reconnects, 1U);
+}
+
+TEST(PagerServers, OneLostServerDoesNotStallTheOthers) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 2;
+  Rig rig(options);
+  rig.run();
+  rig.server(0).stop();
+  EXPECT_TRUE(rig.event(0).lost);
+  std::uint64_t waiting_for = options.pages;
+  for (std::uint64_t i = 256; i < 512 && waiting_for == options.pages; i++) {
+    if (rig.plan().owner(PageIndex{i}) == ServerId{1}) waiting_for = i;
+  }
+  ASSERT_LT(waiting_for, options.pages);
+  std::thread guest([&] { rig.expect_page(waiting_for); });
+  for (std::uint64_t i = 0; i < options.pages; i++) {
+    if (rig.plan().owner(PageIndex{i}) == ServerId{2}) rig.expect_page(i);
+  }
+  rig.server(0).start();
+  guest.join();
+}
+
+TEST(PagerServers, PagesOnTheirWayOutSurviveARestart) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.limit = 256;
+  options.reserve = 64;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  rig.server(0).close_gate(Op::kPut);
+  ASSERT_TRUE(rig.pager().start());
+  rig.server(0).wait_for_gated(1);
+  EXPECT_GT(rig.pager().stats().queued_pages, 0U);
+  rig.server(0).stop();
+  EXPECT_TRUE(rig.event(0).lost);
+  rig.server(0).open_gate();
+  rig.server(0).start();
+  ASSERT_TRUE(rig.settle());
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+}
+
+TEST(PagerServers, AServerWithoutTheSessionStaysLostAndSaysWhy) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  rig.server(0).forget_sessions();
+  rig.server(0).hang_up_all();
+  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_TRUE(eventually([&] {
+    return rig.pager().stats().servers[0].error.find("no such session") != std::string::npos;
+  }));
+  EXPECT_EQ(rig.events(), 1U);
+}
+
+TEST(PagerServers, AServerThatStopsAnsweringIsFoundOut) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.io_timeout = std::chrono::milliseconds(200);
+  Rig rig(options);
+  rig.run();
+  // It answers pings, so only the lane's own time-out can tell.
+  std::atomic<bool> ignore{true};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kGet) && ignore.exchange(false) ? Act::kIgnore : Act::kServe;
+  });
+  rig.expect_page(300);
+  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_FALSE(rig.event(1).lost);
+}
+
+TEST(PagerServers, AServerThatDoesNotAnswerPingsIsLost) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.io_timeout = std::chrono::milliseconds(200);
+  Rig rig(options);
+  rig.run();
+  std::atomic<bool> ignore{true};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kStat) && ignore.exchange(false) ? Act::kIgnore : Act::kServe;
+  });
+  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_FALSE(rig.event(1).lost);
+  rig.expect_page(300);
+}
+
+class BadAnswer : public testing::TestWithParam<Act> {};
+
+TEST_P(BadAnswer, ToAGetIsNeverInstalled) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  std::atomic<int> bad{2};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kGet) && bad.fetch_sub(1) > 0 ? GetParam() : Act::kServe;
+  });
+  rig.expect_page(300);
+  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_FALSE(rig.event(1).lost);
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+}
+
+TEST_P(BadAnswer, ToAPutLosesNothing) {
+  SKIP_WITHOUT_UFFD();
+  if (GetParam() == Act::kAbsent || GetParam() == Act::kWrongPage) return;  // Get only
+  RigOptions options;
+  options.limit = 256;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  std::atomic<int> bad{2};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kPut) && bad.fetch_sub(1) > 0 ? GetParam() : Act::kServe;
+  });
+  ASSERT_TRUE(rig.pager().start());
+  for (int round = 0; round < 3; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  }
+  EXPECT_TRUE(rig.settle());
+}
+
+std::string act_name(const testing::TestParamInfo<Act>& info) {
+  static const std::vector<std::string> kNames = {
+      "Serve", "Ignore", "HangUp", "WrongSeq", "WrongPage", "Absent", "Garbage", "Twice", "Refuse"};
+  return kNames[static_cast<std::size_t>(info.param)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Acts, BadAnswer,
+                         testing::Values(Act::kHangUp, Act::kWrongSeq, Act::kWrongPage,
+                                         Act::kAbsent, Act::kGarbage, Act::kRefuse),
+                         act_name);
+
+TEST(PagerServers, AnAnswerThatComesTwiceBreaksTheConnectionOnly) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  std::atomic<int> twice{1};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kGet) && twice.fetch_sub(1) > 0 ? Act::kTwice : Act::kServe;
+  });
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+}
+
+TEST(PagerServers, ALostPageIsNotMadeUp) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  rig.server(0).lose_page(300);
+  std::atomic<bool> done{false};
+  std::thread guest([&] {
+    [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(300));
+    done = true;
+  });
+  const ServerEvent lost = rig.event(0);
+  EXPECT_NE(lost.error.find("no longer has page 300"), std::string::npos) << lost.error;
+  EXPECT_FALSE(done);
+  rig.pager().release();
+  guest.join();
+}
+
+TEST(PagerServers, ClaimNamesWhoCannotBeReached) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 2;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  const std::string uri = rig.server(1).uri().text();
+  rig.server(1).stop();
+  const Result<void> claimed = rig.pager().claim();
+  ASSERT_FALSE(claimed);
+  EXPECT_NE(claimed.error().message.find(uri), std::string::npos) << claimed.error().message;
+}
+
+TEST(PagerServers, ClaimFindsMissingPages) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  rig.server(0).lose_page(400);
+  const Result<void> claimed = rig.pager().claim();
+  ASSERT_FALSE(claimed);
+  EXPECT_EQ(claimed.error().code, ENODATA);
+}
+
+TEST(PagerServers, CommitIsAskedForAgainWhenItsAnswerIsLost) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  std::atomic<int> bad{1};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kCommit) && bad.fetch_sub(1) > 0 ? Act::kHangUp : Act::kServe;
+  });
+  const Result<void> committed = rig.pager().commit();
+  EXPECT_TRUE(committed) << committed.error().message;
+  EXPECT_TRUE(rig.server(0).committed());
+}
+
+TEST(PagerServers, CommitAfterBeingFencedFails) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  // The source takes its VM back.
+  auto connection = wire::Connection::connect(rig.server(0).uri(), {});
+  ASSERT_TRUE(connection);
+  ASSERT_TRUE((*connection)->claim(rig.config().session, Epoch{1}, true));
+  const Result<void> committed = rig.pager().commit();
+  ASSERT_FALSE(committed);
+  EXPECT_EQ(committed.error().code, ESTALE);
+}
+
+TEST(PagerServers, StopCanDropTheSession) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  EXPECT_EQ(rig.server(0).sessions(), 1U);
+  rig.pager().release();
+  rig.pager().stop(true);
+  EXPECT_EQ(rig.server(0).sessions(), 0U);
+}
+
+// ---- Giving up ----------------------------------------------------------------------------------
+
+TEST(PagerRelease, LetsEveryoneGoWhoWaits) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 2;
+  Rig rig(options);
+  rig.run();
+  rig.server(0).stop();
+  rig.server(1).stop();
+  EXPECT_TRUE(rig.event(1).lost);
+  std::vector<std::thread> guests;
+  for (unsigned t = 0; t < 4; t++) {
+    guests.emplace_back([&, t] {
+      for (std::uint64_t i = 256 + t * 64; i < 320 + t * 64; i++) {
+        [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(i));
+        rig.page(i)[0] = 1;
+      }
+    });
+  }
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().faults >= 4; }));
+  rig.pager().release();
+  for (std::thread& guest : guests) guest.join();
+}
+
+TEST(PagerRelease, LetsGoWhoWaitsForAPrefetch) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.run();
+  // The fault thread's own request is the first of two.
+  rig.server(0).close_gate(Op::kGet);
+  std::thread first(
+      [&] { [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(304)); });
+  rig.server(0).wait_for_gated(2);
+  std::thread second(
+      [&] { [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(305)); });
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().prefetch_hits == 1; }));
+  rig.pager().release();
+  first.join();
+  second.join();
+  rig.server(0).open_gate();
+}
+
+TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.limit = 256;
+  options.prefetch = false;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  rig.server(0).close_gate(Op::kPut);  // nothing ever gets out
+  ASSERT_TRUE(rig.pager().start());
+  std::thread guest([&] {
+    for (std::uint64_t i = 256; i < 512; i++) {
+      [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(i));
+    }
+  });
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().hard_waits > 0; }));
+  EXPECT_LE(rig.pager().stats().resident_pages + rig.pager().stats().queued_pages, 256U);
+  rig.pager().release();
+  guest.join();
+  rig.server(0).open_gate();
+}
+
+// ---- The kernel ---------------------------------------------------------------------------------
+
+TEST(PagerKernel, APinnedPageStaysAndIsTakenLater) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.method = PageOutMethod::kMove;
+  options.limit = 200;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  // A registered io_uring buffer is a real long-term pin.
+  io_uring ring{};
+  if (io_uring_queue_init(4, &ring, 0) != 0) GTEST_SKIP() << "io_uring is not available";
+  iovec pinned{rig.page(0), 64 * kPageSize};
+  const int rc = io_uring_register_buffers(&ring, &pinned, 1);
+  if (rc != 0) {
+    io_uring_queue_exit(&ring);
+    GTEST_SKIP() << "cannot pin memory: " << std::strerror(-rc);
+  }
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.settle());
+  // A device's write lands in the page that the guest sees.
+  for (std::uint64_t i = 256; i < 512; i++) rig.expect_page(i);
+  for (std::uint64_t i = 64; i < 256; i++) rig.expect_page(i);
+  for (std::uint64_t i = 256; i < 512; i++) rig.expect_page(i);
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().page_outs_refused > 0; }));
+  int fds[2];
+  ASSERT_EQ(pipe(fds), 0);
+  std::vector<char> content(kPageSize);
+  write_pattern(content.data(), 5, 9);
+  ASSERT_EQ(write(fds[1], content.data(), content.size()), static_cast<ssize_t>(kPageSize));
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring);
+  io_uring_prep_read_fixed(sqe, fds[0], rig.page(5), kPageSize, 0, 0);
+  ASSERT_EQ(io_uring_submit(&ring), 1);
+  io_uring_cqe* cqe = nullptr;
+  ASSERT_EQ(io_uring_wait_cqe(&ring, &cqe), 0);
+  EXPECT_EQ(cqe->res, static_cast<int>(kPageSize));
+  io_uring_cqe_seen(&ring, cqe);
+  rig.expect_page(5, 9);
+  io_uring_queue_exit(&ring);
+  close(fds[0]);
+  close(fds[1]);
+  for (int round = 0; round < 2; round++) {
+    for (std::uint64_t i = 64; i < 512; i++) rig.expect_page(i);
+  }
+  for (std::uint64_t i = 0; i < 64; i++) rig.expect_page(i, i == 5 ? 9 : 0);
+}
+
+TEST(PagerKernel, EbusyAnsweredByTheSeamIsTriedAgain) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto calls = std::make_shared<std::atomic<unsigned>>(0);
+  hooks->move = [calls](void*, std::size_t*) -> std::optional<UffdResult> {
+    return calls->fetch_add(1) % 3 == 1 ? std::optional(UffdResult{EBUSY, 0}) : std::nullopt;
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kMove;
+  options.limit = 256;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.run();
+  for (int round = 0; round < 3; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  }
+  EXPECT_TRUE(rig.settle());
+}
+
+TEST(PagerKernel, PartialMovesAreContinued) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto calls = std::make_shared<std::atomic<unsigned>>(0);
+  hooks->move = [calls](void*, std::size_t* bytes) -> std::optional<UffdResult> {
+    const unsigned call = calls->fetch_add(1);
+    if (call > 8 && call % 2 == 0) return UffdResult{EAGAIN, 0};  // nothing done at all
+    if (*bytes > 3 * kPageSize) *bytes = 3 * kPageSize;           // a part, then EAGAIN
+    return std::nullopt;
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kMove;
+  options.limit = 256;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.run();
+  for (int round = 0; round < 3; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  }
+  EXPECT_GT(rig.pager().stats().page_outs, 256U);
+  EXPECT_EQ(rig.pager().stats().page_outs_refused, 0U);
+}
+
+TEST(PagerKernel, EagainWhileInstallingIsTriedAgain) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto calls = std::make_shared<std::atomic<unsigned>>(0);
+  hooks->copy = [calls](void*, std::size_t* bytes) -> std::optional<UffdResult> {
+    const unsigned call = calls->fetch_add(1);
+    if (call % 3 == 0) return UffdResult{EAGAIN, 0};
+    if (call % 5 == 0) return UffdResult{ENOMEM, 0};
+    if (*bytes > 2 * kPageSize) *bytes = 2 * kPageSize;
+    return std::nullopt;
+  };
+  RigOptions options;
+  options.limit = 256;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.run();
+  for (int round = 0; round < 2; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  }
+  EXPECT_GT(rig.pager().stats().install_retries, 0U);
+}
+
+// Stops the evictor in its first call of a kind, and lets the test go on meanwhile.
+class Barrier {
+ public:
+  // On the evictor: once.
+  void stop_here() {
+    std::unique_lock lock(mutex_);
+    if (passed_) return;
+    reached_ = true;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return passed_; });
+  }
+  void wait_until_reached() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return reached_; });
+  }
+  void pass() {
+    const std::lock_guard lock(mutex_);
+    passed_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool reached_ = false;
+  bool passed_ = false;
+};
+
+// The page is moved out, and a thread touches it before the evictor has said so anywhere.
+TEST(PagerRace, AFaultRightAfterTheMove) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto barrier = std::make_shared<Barrier>();
+  auto moved = std::make_shared<std::atomic<char*>>(nullptr);
+  auto memory = std::make_shared<std::pair<char*, char*>>();
+  hooks->after_move = [=](void* at, std::size_t) {
+    auto* from = static_cast<char*>(at);
+    if (memory->first == nullptr || from < memory->first || from >= memory->second) return;
+    moved->store(from);
+    barrier->stop_here();
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kMove;
+  options.limit = 200;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  // start() tries a move of page 0 itself.
+  const std::uint64_t first = 16;
+  *memory = {rig.page(first), rig.page(options.pages)};
+  ASSERT_TRUE(rig.pager().start());
+  barrier->wait_until_reached();
+  const auto page = static_cast<std::uint64_t>(moved->load() - rig.page(0)) / kPageSize;
+  std::thread guest([&] {
+    rig.expect_page(page);
+    write_pattern(rig.page(page), page, 1);
+  });
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().faults > 0; }));
+  barrier->pass();
+  guest.join();
+  for (int round = 0; round < 2; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, i == page ? 1 : 0);
+  }
+  EXPECT_GT(rig.pager().stats().queue_hits + rig.pager().stats().page_ins, 0U);
+}
+
+// The page is protected, not copied yet, and a thread writes to it: its page-out is cancelled.
+TEST(PagerRace, AWriteWhileProtected) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto barrier = std::make_shared<Barrier>();
+  auto protected_ = std::make_shared<std::atomic<char*>>(nullptr);
+  hooks->after_protect = [=](void* at, std::size_t bytes) {
+    if (bytes < 2 * kPageSize) return;  // the probe's
+    protected_->store(static_cast<char*>(at));
+    barrier->stop_here();
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kWriteProtect;
+  options.limit = 256;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  barrier->wait_until_reached();
+  const auto page = static_cast<std::uint64_t>(protected_->load() - rig.page(0)) / kPageSize;
+  // Comes back although the evictor stands still: a fault never waits for an eviction.
+  write_pattern(rig.page(page), page, 1);
+  rig.expect_page(page, 1);
+  EXPECT_EQ(rig.pager().stats().write_cancels, 1U);
+  barrier->pass();
+  for (int round = 0; round < 2; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, i == page ? 1 : 0);
+  }
+}
+
+// Copied and committed, not discarded yet: the write waits for the discard, then finds the page in
+// the queue.
+TEST(PagerRace, AWriteBetweenCopyAndDiscard) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto barrier = std::make_shared<Barrier>();
+  auto discarded = std::make_shared<std::atomic<char*>>(nullptr);
+  hooks->discard = [=](void* at, std::size_t*) -> std::optional<UffdResult> {
+    char* expected = nullptr;
+    discarded->compare_exchange_strong(expected, static_cast<char*>(at));
+    barrier->stop_here();
+    return std::nullopt;
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kWriteProtect;
+  options.limit = 256;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  barrier->wait_until_reached();
+  const auto page = static_cast<std::uint64_t>(discarded->load() - rig.page(0)) / kPageSize;
+  std::thread guest([&] { write_pattern(rig.page(page), page, 1); });
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().faults > 0; }));
+  barrier->pass();
+  guest.join();
+  rig.expect_page(page, 1);
+  for (int round = 0; round < 2; round++) {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, i == page ? 1 : 0);
+  }
+}
+
+// A page in the queue, its Put not acknowledged: served from there, and the server's copy, stale
+// from then on, is forgotten.
+TEST(PagerRace, AFaultServedFromTheQueue) {
+  SKIP_WITHOUT_UFFD();
+  for (const PageOutMethod method : {PageOutMethod::kMove, PageOutMethod::kWriteProtect}) {
+    RigOptions options;
+    options.method = method;
+    options.limit = 256;
+    options.reserve = 64;
+    options.prefetch = false;
+    Rig rig(options);
+    rig.send_all();
+    ASSERT_TRUE(rig.create());
+    ASSERT_TRUE(rig.pager().claim());
+    rig.server(0).close_gate(Op::kPut);
+    ASSERT_TRUE(rig.pager().start());
+    rig.server(0).wait_for_gated(1);
+    ASSERT_TRUE(eventually([&] { return rig.pager().stats().queued_pages >= 64; }));
+    for (std::uint64_t i = 0; i < 256; i++) {
+      rig.expect_page(i);
+      write_pattern(rig.page(i), i, 1);
+    }
+    EXPECT_TRUE(eventually([&] { return rig.pager().stats().queue_hits >= 64; }));
+    EXPECT_EQ(rig.pager().stats().page_ins, 0U);
+    rig.server(0).open_gate();
+    for (int round = 0; round < 2; round++) {
+      for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, i < 256 ? 1 : 0);
+    }
+  }
+}
+
+// ---- What create() and add_region() refuse ------------------------------------------------------
+
+TEST(PagerSetup, RefusesSharedMemory) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  Result<std::unique_ptr<Pager>> pager = Pager::create(rig.config(), rig.plan());
+  ASSERT_TRUE(pager);
+  void* shared =
+      mmap(nullptr, 512 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  const Result<void> added = (*pager)->add_region(shared, PageIndex{0}, PageCount{512});
+  ASSERT_FALSE(added);
+  EXPECT_EQ(added.error().code, EOPNOTSUPP);
+  EXPECT_NE(added.error().message.find("share=off"), std::string::npos);
+  munmap(shared, 512 * kPageSize);
+}
+
+TEST(PagerSetup, LockedMemoryNamesMemLock) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  if (mlock(rig.page(0), rig.bytes()) != 0) GTEST_SKIP() << "mlock is not permitted";
+  if (madvise(rig.page(0), kPageSize, MADV_DONTNEED) == 0) {
+    GTEST_SKIP() << "mlock does nothing under this sanitizer";
+  }
+  ASSERT_TRUE(rig.pager().claim());
+  const Result<void> started = rig.pager().start();
+  ASSERT_FALSE(started);
+  EXPECT_NE(started.error().message.find("mem-lock"), std::string::npos);
+}
+
+TEST(PagerSetup, RefusesBadFigures) {
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  PagerConfig config = rig.config();
+  config.limit = PageCount{10};
+  EXPECT_FALSE(Pager::create(config, rig.plan()));
+  config = rig.config();
+  config.servers[0].capacity = PageCount{100};
+  EXPECT_FALSE(Pager::create(config, rig.plan()));
+  config = rig.config();
+  config.chunk_pages = PageCount{32};
+  EXPECT_FALSE(Pager::create(config, rig.plan()));
+  config = rig.config();
+  config.servers.clear();
+  EXPECT_FALSE(Pager::create(config, rig.plan()));
+  config = rig.config();
+  config.open_uffd = []() -> Result<std::unique_ptr<Uffd>> {
+    return make_error(EPERM, "not here");
+  };
+  EXPECT_FALSE(Pager::create(config, rig.plan()));
+}
+
+TEST(PagerSetup, OverlappingAndMissingRegionsAreRefused) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  Result<std::unique_ptr<Pager>> pager = Pager::create(rig.config(), rig.plan());
+  ASSERT_TRUE(pager);
+  ASSERT_TRUE((*pager)->add_region(rig.page(0), PageIndex{0}, PageCount{256}));
+  EXPECT_FALSE((*pager)->add_region(rig.page(128), PageIndex{256}, PageCount{128}));
+  EXPECT_FALSE((*pager)->add_region(rig.page(256), PageIndex{128}, PageCount{128}));
+  EXPECT_FALSE((*pager)->add_region(rig.page(256), PageIndex{500}, PageCount{128}));
+  EXPECT_FALSE((*pager)->add_region(rig.page(256) + 8, PageIndex{256}, PageCount{16}));
+  ASSERT_TRUE((*pager)->claim());
+  EXPECT_FALSE((*pager)->start());
+}
+
+}  // namespace
+}  // namespace kintsugi::test
