@@ -141,6 +141,7 @@ Server::~Server() {
 
 std::vector<std::string> Server::uris() const {
   std::vector<std::string> uris;
+  uris.reserve(listeners_.size());
   for (const std::unique_ptr<Listener>& listener : listeners_) {
     uris.push_back(listener->uri().text());
   }

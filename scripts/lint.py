@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ COMPILE_COMMANDS = ROOT / "build" / "cmake" / "compile_commands.json"
 CXX_DIRECTORIES = ("lib", "memserver", "tools", "tests/unit", "tests/fuzz", "tests/bench")
 CXX_SUFFIXES = (".cc", ".h")
 JOBS = int(os.environ.get("JOBS") or os.cpu_count() or 1)
+# Versions of clang-format and clang-tidy disagree: Debian 12's is binding, others only remark.
+LLVM_VERSION = 14
 
 
 def files(*suffixes, under):
@@ -48,8 +51,29 @@ def cxx_files():
     return files(*CXX_SUFFIXES, under=CXX_DIRECTORIES)
 
 
+def llvm_tool(name):
+    """(program, its version): of the binding version if it is there."""
+    binding = f"{name}-{LLVM_VERSION}"
+    program = binding if shutil.which(binding) else name
+    match = re.search(r"version (\d+)", run([program, "--version"])[1])
+    return program, int(match[1]) if match else None
+
+
+def judged(name, version, code, output):
+    """The outcome, but findings of another version than the binding one are only kept."""
+    if code == 0 or version == LLVM_VERSION:
+        return code, output
+    log = ROOT / "build" / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(output, encoding="utf-8")
+    return None, (f"version {version} has findings, see {log.relative_to(ROOT)}, "
+                  f"but only version {LLVM_VERSION} is binding")
+
+
 def clang_format():
-    return run(["clang-format", "--dry-run", "-Werror", *cxx_files()])
+    program, version = llvm_tool("clang-format")
+    code, output = run([program, "--dry-run", "-Werror", *cxx_files()])
+    return judged("clang-format", version, code, output)
 
 
 # --- clang-tidy ------------------------------------------------------------------------------
@@ -61,9 +85,9 @@ def tidy_key(entry, common):
     return digest.hexdigest()
 
 
-def tidy_one(entry, marker):
+def tidy_one(program, entry, marker):
     # Debian's headers bring in warnings of their own; only what .clang-tidy names counts.
-    code, output = run(["clang-tidy", "--quiet", "-p", COMPILE_COMMANDS.parent, entry["file"]])
+    code, output = run([program, "--quiet", "-p", COMPILE_COMMANDS.parent, entry["file"]])
     if code == 0:
         marker.touch()
     return code, output
@@ -75,9 +99,10 @@ def clang_tidy():
     wanted = {str(path) for path in files(".cc", under=("lib", "memserver", "tools"))}
     entries = [entry for entry in json.loads(COMPILE_COMMANDS.read_text(encoding="utf-8"))
                if entry["file"] in wanted]
+    program, version = llvm_tool("clang-tidy")
     common = hashlib.sha256()
     common.update((ROOT / ".clang-tidy").read_bytes())
-    common.update(run(["clang-tidy", "--version"])[1].encode())
+    common.update(run([program, "--version"])[1].encode())
     for path in files(".h", under=("lib", "memserver", "tools")):
         common.update(path.read_bytes())
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -90,7 +115,7 @@ def clang_tidy():
             todo.append((entry, marker))
     status, text, start = 0, "", time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
-        waiting = [pool.submit(tidy_one, *item) for item in todo]
+        waiting = [pool.submit(tidy_one, program, *item) for item in todo]
         for number, future in enumerate(concurrent.futures.as_completed(waiting), 1):
             code, output = future.result()
             print(f"[lint] clang-tidy {number} of {len(todo)}, "
@@ -98,7 +123,7 @@ def clang_tidy():
             if code:
                 status = 1
                 text += output
-    return status, text
+    return judged("clang-tidy", version, status, text)
 
 
 # --- The rest --------------------------------------------------------------------------------
@@ -160,7 +185,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", action="store_true", help="lay out the C++")
     if parser.parse_args().format:
-        code, output = run(["clang-format", "-i", *cxx_files()])
+        program, version = llvm_tool("clang-format")
+        if version != LLVM_VERSION:
+            print(f"[format] warning: clang-format {version} differs in places from version "
+                  f"{LLVM_VERSION}, which is binding: check the changes")
+        code, output = run([program, "-i", *cxx_files()])
         sys.stdout.write(output)
         return code
     results = ROOT / "build" / "results" / "lint.txt"
