@@ -376,7 +376,7 @@ Result<void> run_replay(const Options& options, Figures& figures) {
   return {};
 }
 
-std::string quoted(std::string_view text) {
+std::string json_string(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') out += '\\';
@@ -392,8 +392,8 @@ void print_json(const Figures& figures) {
     fmt::print(
         "  {{\"name\": {}, \"value\": {:.9g}, \"unit\": {}, \"compared_with\": {}, "
         "\"ratio\": {:.4g}, \"goal\": {}, \"met\": {}}}{}\n",
-        quoted(f.name), f.value, quoted(f.unit), quoted(f.compared_with), f.ratio, quoted(f.goal),
-        f.met, i + 1 < figures.size() ? "," : "");
+        json_string(f.name), f.value, json_string(f.unit), json_string(f.compared_with), f.ratio,
+        json_string(f.goal), f.met, i + 1 < figures.size() ? "," : "");
   }
   fmt::print("]\n");
 }
