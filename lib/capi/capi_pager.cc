@@ -54,8 +54,12 @@ Result<std::unique_ptr<AccessHistory>> make_history(const Handover& handover) {
 
 Result<std::unique_ptr<KsPager>> make_pager(std::span<const std::uint8_t> plan,
                                             const KsPagerConfig& c) {
-  Result<Handover> handover = Handover::decode(plan);
+  Result<Handover> handover = Handover::decode(plan, PageCount{c.vm_pages});
   if (!handover) return handover.error();
+  if (handover->vm_pages != PageCount{c.vm_pages}) {
+    return make_error(EINVAL, "the plan is for a VM of {} pages, this one has {}",
+                      handover->vm_pages.value, c.vm_pages);
+  }
   Result<std::unique_ptr<AccessHistory>> history = make_history(*handover);
   if (!history) return history.error();
   auto pager = std::make_unique<KsPager>();
@@ -105,8 +109,6 @@ int ks_pager_check_servers(const KsPager* pager, KsError* err) {
   return guarded(err, -EIO,
                  [&] { return report(check_servers(pager->handover, pager->io_timeout), err); });
 }
-
-uint64_t ks_pager_vm_pages(const KsPager* pager) { return pager->handover.vm_pages.value; }
 
 uint32_t ks_pager_chunk_pages(const KsPager* pager) {
   return static_cast<std::uint32_t>(pager->handover.chunk_pages.value);

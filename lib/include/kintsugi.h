@@ -172,6 +172,7 @@ typedef struct KsServerEvent {
 } KsServerEvent;
 
 typedef struct KsPagerConfig {
+    uint64_t vm_pages; /* of this VM; a plan for another size is refused */
     KsPageOut page_out;
     uint32_t io_timeout_ms;
     /* Called on a pager thread; must not block nor call back into the pager. */
@@ -188,7 +189,6 @@ KsPager *ks_pager_new(const void *plan, size_t bytes, const KsPagerConfig *confi
  * much. Blocks for up to the io time-out, twice.
  */
 int ks_pager_check_servers(const KsPager *pager, KsError *err);
-uint64_t ks_pager_vm_pages(const KsPager *pager);
 uint32_t ks_pager_chunk_pages(const KsPager *pager);
 KsPolicy ks_pager_policy(const KsPager *pager);
 /* Private anonymous memory of 4 KiB pages at @host; before ks_pager_claim(). */

@@ -12,8 +12,6 @@ namespace {
 constexpr std::uint32_t kHandoverMagic = 0x4b53504c;  // "LPSK"
 constexpr std::uint32_t kChangesMagic = 0x4b53435a;
 constexpr std::uint16_t kFormat = 1;
-// A VM of 64 PiB: bounds what a bad stream can make us allocate together with the plan's own check.
-constexpr std::uint64_t kMaxVmPages = std::uint64_t{1} << 44;
 
 Error malformed(const char* what) {
   return make_error(EPROTO,
@@ -50,7 +48,7 @@ std::vector<std::uint8_t> Handover::encode() const {
   return std::move(out.bytes());
 }
 
-Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes) {
+Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes, PageCount max_pages) {
   ByteReader in(bytes);
   if (in.get<std::uint32_t>() != kHandoverMagic || in.get<std::uint16_t>() != kFormat) {
     return malformed("split plan");
@@ -66,7 +64,7 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes) {
   handover.main_limit = PageCount{in.get<std::uint64_t>()};
   handover.main_reserve = PageCount{in.get<std::uint64_t>()};
   if (in.failed() || servers == 0 || servers > kMaxServers || handover.vm_pages.value == 0 ||
-      handover.vm_pages.value > kMaxVmPages || !check_chunk_pages(handover.chunk_pages) ||
+      handover.vm_pages > max_pages || !check_chunk_pages(handover.chunk_pages) ||
       handover.main_reserve > handover.main_limit) {
     return malformed("split plan");
   }
@@ -78,7 +76,7 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes) {
     handover.servers.push_back(std::move(server));
   }
   const auto plan_bytes = in.get<std::uint64_t>();
-  Result<SplitPlan> plan = SplitPlan::decode(in.get_bytes(plan_bytes));
+  Result<SplitPlan> plan = SplitPlan::decode(in.get_bytes(plan_bytes), max_pages);
   if (in.failed()) return malformed("split plan");
   if (!plan) return plan.error();
   handover.plan.emplace(std::move(*plan));

@@ -36,7 +36,9 @@ struct Handover {
   std::vector<std::uint16_t> ranks;  // of all chunks; empty when the source had no history
 
   [[nodiscard]] std::vector<std::uint8_t> encode() const;
-  [[nodiscard]] static Result<Handover> decode(std::span<const std::uint8_t> bytes);
+  // A plan for more than `max_pages` is refused before memory is taken for it.
+  [[nodiscard]] static Result<Handover> decode(std::span<const std::uint8_t> bytes,
+                                               PageCount max_pages = kMaxPlanPages);
 };
 
 // Whether this host reaches every server of the handover and finds the VM's session there: asked

@@ -93,10 +93,28 @@ def client_seeds():
     yield "request_instead", hello + frame(OPEN, open_request(), seq=2)
 
 
+def handover_seeds():
+    def plan(pages, runs):
+        # Chunks of 16 pages, two servers; runs of (chunks, owner) with one-byte LEB128 numbers.
+        head = struct.pack("<IHBBQ", 0x4C50534B, 1, 4, 2, pages)
+        return head + bytes((count - 1) << 6 & 0x7F | owner for count, owner in runs)
+
+    inner = plan(48, [(1, 0), (1, 1), (1, 2)])
+    server = struct.pack("<H7sQQ", 7, b"tcp:a:1", 64, 1)
+    ranks = struct.pack("<Q3H", 3, 200, 3, 0)
+    handover = struct.pack("<IHBB16sQQQQ", 0x4B53504C, 1, 1, 2, ID, 48, 16, 32, 16) \
+        + 2 * server + struct.pack("<Q", len(inner)) + inner + ranks
+    yield "handover", b"\0" + handover
+    yield "handover_cut", b"\0" + handover[:-3]
+    yield "zero_runs", b"\1" + struct.pack("<IQQIBQIB", 0x4B53435A, 2, 5, 9, 1, 90, 1, 0)
+    yield "plan", b"\2" + inner
+
+
 def main():
     root = pathlib.Path(__file__).resolve().parent / "corpus"
-    for target, seeds in (("wire_server_fuzz", server_seeds()), ("wire_client_fuzz",
-                                                                 client_seeds())):
+    for target, seeds in (("wire_server_fuzz", server_seeds()),
+                          ("wire_client_fuzz", client_seeds()),
+                          ("handover_fuzz", handover_seeds())):
         folder = root / target
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in seeds:

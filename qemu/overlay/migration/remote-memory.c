@@ -347,16 +347,13 @@ static int load_plan(QEMUFile *f)
     if (!load_blocks(f)) {
         return -EINVAL;
     }
+    config.vm_pages = remote.layout->pages;
     remote.pager = ks_pager_new(plan, bytes, &config, &err);
     if (!remote.pager) {
         return load_error(&err);
     }
     if (ks_pager_check_servers(remote.pager, &err) < 0) {
         return load_error(&err);
-    }
-    if (ks_pager_vm_pages(remote.pager) != remote.layout->pages) {
-        error_report("remote memory: the plan is for another memory size");
-        return -EINVAL;
     }
     for (unsigned i = 0; i < remote.layout->count; i++) {
         const SplitBlock *block = &remote.layout->blocks[i];

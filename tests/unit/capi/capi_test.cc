@@ -76,7 +76,8 @@ TEST(CapiTest, HistoryFeedsAndRanks) {
 }
 
 TEST(CapiTest, PagerTrustsNoPlan) {
-  const KsPagerConfig config{};
+  KsPagerConfig config{};
+  config.vm_pages = 4096;
   KsError err{};
   EXPECT_EQ(ks_pager_new("", 0, &config, &err), nullptr);
   EXPECT_NE(err.code, 0);
