@@ -92,7 +92,7 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes, PageCount
   const std::span<const std::uint8_t> rank_bytes = in.get_bytes(ranks * sizeof(std::uint16_t));
   if (!in.done()) return malformed("access history");
   handover.ranks.resize(ranks);
-  std::memcpy(handover.ranks.data(), rank_bytes.data(), rank_bytes.size());
+  if (ranks != 0) std::memcpy(handover.ranks.data(), rank_bytes.data(), rank_bytes.size());
   return handover;
 }
 
