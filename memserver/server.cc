@@ -16,6 +16,9 @@
 namespace kintsugi::memserver {
 
 Result<std::unique_ptr<Server>> Server::start(const ServerOptions& options, Stage* stage) {
+  // Made here, before threads log: its first use in two of them at once looks like a race to TSan,
+  // which does not see into the library.
+  (void)spdlog::default_logger_raw();
   Stage ignored{};
   std::unique_ptr<Server> server(new Server(options));
   if (Result<void> begun = server->begin(stage ? stage : &ignored); !begun) return begun.error();
