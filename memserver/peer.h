@@ -46,7 +46,6 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   TimePoint linger_since_;
   std::array<iovec, Channel::kMaxIovecs> receive_iov_;
   iovec send_iov_{};
-  std::size_t send_left_ = 0;
 };
 
 // The connections of one loop. In the loop's thread, but for construction.
