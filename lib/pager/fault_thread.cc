@@ -2,7 +2,6 @@
 #include "pager/fault_thread.h"
 
 #include <sched.h>
-#include <sys/epoll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -63,7 +62,8 @@ FaultThread::~FaultThread() {
 
 void FaultThread::watch(int fd, std::uint32_t events, std::uint32_t tag, bool add) {
   epoll_event event{};
-  event.events = events;
+  // Edge-triggered: a descriptor that was read empty is not polled again on every round.
+  event.events = events | EPOLLET;
   event.data.u32 = tag;
   epoll_ctl(epoll_, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event);
 }
@@ -73,13 +73,7 @@ void FaultThread::run() {
   std::array<epoll_event, kEvents> events;
   check_links();
   while (!core_.stopping.load(std::memory_order_acquire)) {
-    int timeout_ms = -1;
-    if (free_count_ < kMaxUrgent) {
-      timeout_ms = std::min<int>(kTimeoutCheck_ms,
-                                 static_cast<int>(core_.config.io_timeout.count() / 4) + 1);
-    }
-    if (deferred_count_ > 0) timeout_ms = kDeferredRetry_ms;
-    const int n = epoll_wait(epoll_, events.data(), kEvents, timeout_ms);
+    const int n = wait(events);
     now_ = now_ns();
     bool faults = false;
     for (int i = 0; i < n; i++) {
@@ -98,7 +92,7 @@ void FaultThread::run() {
         if ((what & EPOLLOUT) != 0) lane.dirty = any_dirty_ = true;
       }
     }
-    if (faults) read_faults();
+    if ((faults || more_faults_) && uffd_watched_) read_faults();
     if (deferred_count_ > 0) retry_deferred();
     if (any_dirty_) flush_all();
     if (wished_) {
@@ -116,10 +110,23 @@ void FaultThread::run() {
   }
 }
 
+int FaultThread::wait(std::span<epoll_event> events) {
+  int timeout_ms = -1;
+  if (free_count_ < kMaxUrgent) {
+    timeout_ms =
+        std::min<int>(kTimeoutCheck_ms, static_cast<int>(core_.config.io_timeout.count() / 4) + 1);
+  }
+  if (deferred_count_ > 0) timeout_ms = kDeferredRetry_ms;
+  if (more_faults_ && uffd_watched_) timeout_ms = 0;
+  return epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), timeout_ms);
+}
+
 void FaultThread::read_faults() {
   std::array<UffdFault, kFaultBatch> faults;
   const std::size_t n = core_.uffd->read_faults(faults);
   for (std::size_t i = 0; i < n; i++) handle(faults[i]);
+  // A short read has emptied the queue; else there may be more, and no event will say so again.
+  more_faults_ = n == kFaultBatch;
 }
 
 void FaultThread::handle(const UffdFault& fault) {
@@ -373,25 +380,28 @@ void FaultThread::retry_deferred() {
 void FaultThread::receive(UrgentLane& lane, ServerId server) {
   if (!lane.at.connection) return;
   const char* name = core_.link(server).name().c_str();
-  const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
-  if (!got) {
-    fail(lane, server, got.error());
-    return;
-  }
-  if (*got == 0) return;
-  lane.progress_ns = now_;
-  core_.counters(server).bytes_in_urgent.add(*got);
   wire::FrameHeader header;
   std::span<const std::uint8_t> payload;
-  while (lane.at.connection) {
-    const Result<bool> more = lane.reader.next(&header, &payload, name);
-    if (!more) {
-      fail(lane, server, more.error());
+  do {
+    const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
+    if (!got) {
+      fail(lane, server, got.error());
       return;
     }
-    if (!*more) return;
-    on_answer(lane, server, header, payload);
-  }
+    if (*got == 0) return;
+    lane.progress_ns = now_;
+    core_.counters(server).bytes_in_urgent.add(*got);
+    for (;;) {
+      const Result<bool> more = lane.reader.next(&header, &payload, name);
+      if (!more) {
+        fail(lane, server, more.error());
+        return;
+      }
+      if (!*more) break;
+      on_answer(lane, server, header, payload);
+      if (!lane.at.connection) return;
+    }
+  } while (!lane.reader.drained());
 }
 
 void FaultThread::on_answer(UrgentLane& lane, ServerId server, const wire::FrameHeader& header,

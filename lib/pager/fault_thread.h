@@ -2,7 +2,10 @@
 // The fault thread (F): answers every fault, and fetches what somebody waits for.
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -58,6 +61,8 @@ class FaultThread {
   explicit FaultThread(PagerCore& core) : core_(core) {}
   [[nodiscard]] Result<void> init();
 
+  // Returns what epoll_wait() does.
+  int wait(std::span<epoll_event> events);
   void read_faults();
   void handle(const UffdFault& fault);
   void on_missing(PageIndex page, char* host);
@@ -96,6 +101,7 @@ class FaultThread {
   std::unique_ptr<PageIndex[]> deferred_;
   unsigned deferred_count_ = 0;
   bool uffd_watched_ = true;
+  bool more_faults_ = false;  // the last read did not empty the userfaultfd
   bool any_dirty_ = false;
   bool wished_ = false;
   bool released_ = false;

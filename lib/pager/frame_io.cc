@@ -35,7 +35,9 @@ Result<std::size_t> FrameReader::fill(int fd, const char* name) {
     begin_ = 0;
   }
   for (;;) {
-    const ssize_t got = recv(fd, &buffer_[end_], buffer_.size() - end_, MSG_DONTWAIT);
+    const std::size_t room = buffer_.size() - end_;
+    const ssize_t got = recv(fd, &buffer_[end_], room, MSG_DONTWAIT);
+    drained_ = got < static_cast<ssize_t>(room);
     if (got > 0) {
       end_ += static_cast<std::size_t>(got);
       return static_cast<std::size_t>(got);

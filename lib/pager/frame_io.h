@@ -25,6 +25,8 @@ class FrameReader {
   // Takes what the socket has, without waiting; the bytes, 0 when there is nothing. Invalidates
   // what next() gave.
   [[nodiscard]] Result<std::size_t> fill(int fd, const char* name);
+  // Whether the last fill() took all that the socket had.
+  [[nodiscard]] bool drained() const { return drained_; }
   // The next whole answer. False when it has not come yet.
   [[nodiscard]] Result<bool> next(wire::FrameHeader* header, std::span<const std::uint8_t>* payload,
                                   const char* name);
@@ -35,6 +37,7 @@ class FrameReader {
   LazyArray<std::uint8_t> buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
+  bool drained_ = true;
 };
 
 // Collects requests without payload (Get), to go out in one send().

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "pager/pager.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -362,6 +363,9 @@ Result<void> Pager::start() {
   threads_->fault_thread = std::thread([this] { threads_->fault->run(); });
   threads_->prefetch_thread = std::thread([this] { threads_->prefetch->run(); });
   threads_->evictor_thread = std::thread([this] { threads_->evictor->run(); });
+  pthread_setname_np(threads_->fault_thread.native_handle(), "ks-fault");
+  pthread_setname_np(threads_->prefetch_thread.native_handle(), "ks-prefetch");
+  pthread_setname_np(threads_->evictor_thread.native_handle(), "ks-evict");
   for (const std::unique_ptr<ServerLink>& link : core.links) link->start();
   return {};
 }

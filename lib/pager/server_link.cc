@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "pager/server_link.h"
 
+#include <pthread.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -83,6 +84,8 @@ void ServerLink::publish(Connections connections) {
 
 void ServerLink::start() {
   keeper_ = std::thread([this] { keep(); });
+  pthread_setname_np(keeper_.native_handle(),
+                     fmt::format("ks-keep-{}", config_.server.value).c_str());
 }
 
 ServerLink::LaneConnection ServerLink::lane(Lane lane) const {
