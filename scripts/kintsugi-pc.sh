@@ -13,7 +13,7 @@ Name: kintsugi
 Description: Page placement, paging and the page protocol of Kintsugi
 Version: ${version:-0}
 Cflags: -I$root/lib/include
-Libs: -L$build/lib -lkintsugi -lspdlog -lfmt -lstdc++ -lpthread
+Libs: $build/lib/libkintsugi.a -lspdlog -lfmt -lstdc++ -lpthread
 END
 if cmp -s "$build/kintsugi.pc.new" "$build/kintsugi.pc"; then
     rm "$build/kintsugi.pc.new"

@@ -65,9 +65,9 @@ if ! meson_ok; then
     meson_ok || { echo "[$name] error: the meson in $meson cannot be imported" >&2; exit 1; }
 fi
 
-# Configured once for a set of options and of the files that configure reads.
+# Configured once for a set of options and of the files that configure and meson read.
 # shellcheck disable=SC2086
-key=$({ echo $QEMU_CONFIGURE "$root"; cat "$source/configure" "$source/pythondeps.toml"; } |
+key=$({ echo $QEMU_CONFIGURE "$root"; cat "$source/configure" "$source/pythondeps.toml" build/cmake/kintsugi.pc; } |
     sha256sum | cut -d' ' -f1)
 if [ "$(cat "$build/.configured" 2>/dev/null)" != "$key" ]; then
     rm -rf "$build"
