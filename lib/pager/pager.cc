@@ -26,6 +26,13 @@ constexpr std::uint64_t kReserveShare = 32;
 // Frames of the eviction queue.
 constexpr std::uint64_t kMinFrames = 4;
 constexpr std::uint64_t kMaxFrames = 256;
+constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+// Each makes two more mappings of the process's 65530, until start().
+constexpr unsigned kMaxHugeRuns = 8192;
+
+constexpr std::uintptr_t round_up(std::uintptr_t n, std::size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 Result<void> check_config(const PagerConfig& config, const SplitPlan& plan) {
   if (sysconf(_SC_PAGESIZE) != static_cast<long>(kPageSize)) {
@@ -222,9 +229,30 @@ Result<void> Pager::add_region(void* host, PageIndex first, PageCount pages) {
   if (!added) return added;
   // A fault brings one page of 4 KiB; EINVAL only says that the kernel has no huge pages anyway.
   madvise(host, pages.value * kPageSize, MADV_NOHUGEPAGE);
+  load_into_huge_pages(Region{static_cast<char*>(host), first, pages});
   // A child would share the pages, see zeroes for what is remote, and make MOVE slow.
   madvise(host, pages.value * kPageSize, MADV_DONTFORK);
   return {};
+}
+
+// Until start(), what the main host keeps whole is loaded into huge pages. They are faster to fill,
+// and stay until a page of them is paged out, which splits them.
+void Pager::load_into_huge_pages(const Region& region) {
+  unsigned runs = 0;
+  core_->plan.for_each_run([&](ServerId owner, PageIndex first, PageCount count) {
+    const std::uint64_t from = std::max(first.value, region.first.value);
+    const std::uint64_t to =
+        std::min(first.value + count.value, region.first.value + region.pages.value);
+    if (owner != kMainHost || from >= to || runs == kMaxHugeRuns) return;
+    const auto base = reinterpret_cast<std::uintptr_t>(region.host);
+    const std::uintptr_t start =
+        round_up(base + (from - region.first.value) * kPageSize, kHugePageBytes);
+    const std::uintptr_t end =
+        (base + (to - region.first.value) * kPageSize) / kHugePageBytes * kHugePageBytes;
+    if (start >= end) return;
+    madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+    runs++;
+  });
 }
 
 void Pager::apply_zero(PageIndex first, PageCount pages, bool zero) {
@@ -315,6 +343,9 @@ Result<void> Pager::start() {
   });
   if (failed) return *failed;
 
+  for (const Region& region : core.regions) {
+    madvise(region.host, region.bytes(), MADV_NOHUGEPAGE);
+  }
   const auto register_regions = [&](bool write_protect) -> Result<void> {
     for (const Region& region : core.regions) {
       Result<void> registered =

@@ -114,6 +114,7 @@ struct PagerStats {
 };
 
 struct PagerCore;
+struct Region;
 
 // One VM's pager.
 //
@@ -138,7 +139,8 @@ class Pager {
   Pager& operator=(const Pager&) = delete;
 
   // Pages [first, first + pages) are mapped at `host`: private anonymous memory, aligned to 4 KiB.
-  // Transparent huge pages are switched off for it. Errors name what to change.
+  // New transparent huge pages are off for it, but for what the main host keeps whole of 2 MiB, and
+  // there until start(). Errors name what to change.
   [[nodiscard]] Result<void> add_region(void* host, PageIndex first, PageCount pages);
   // The source's notes about pages that are planned away: `zero`, all zero and not on any server;
   // else (they became non-zero later) on the server of the plan again.
@@ -170,6 +172,8 @@ class Pager {
  private:
   explicit Pager(std::unique_ptr<PagerCore> core);
   struct Threads;
+
+  void load_into_huge_pages(const Region& region);
 
   std::unique_ptr<PagerCore> core_;
   std::unique_ptr<Threads> threads_;
