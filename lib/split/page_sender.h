@@ -83,7 +83,7 @@ class PageSender {
     std::uint32_t count = 0;
   };
 
-  static constexpr std::uint32_t kMaxRunPages = 64;
+  static constexpr std::uint32_t kMaxRunPages = 256;
   static constexpr std::size_t kMaxQueuedRuns = 1024;
   // Bounds what one system call gathers.
   static constexpr std::size_t kMaxBatchFrames = 24;

@@ -42,6 +42,8 @@
 #define ACCOUNT_PAGES 64
 /* How long an iteration with nothing to do leaves the senders alone */
 #define DRAIN_WAIT_US 1000
+/* The senders' backlog may take one part in this many of the downtime limit. */
+#define DOWNTIME_SHARE 8
 
 /*
  * The newest split migration.  Written under the BQL by the main thread; the
@@ -161,6 +163,8 @@ static int split_save_setup(QEMUFile *f, void *opaque, Error **errp)
         error_setg(errp, "%s", err.message);
         return -err.code;
     }
+    /* The records at the end are small, and part of the downtime. */
+    qio_channel_set_delay(qemu_file_get_ioc(f), false);
     put_blob(f, SPLIT_RECORD_PLAN, plan, bytes);
     qemu_put_byte(f, split.page_out);
     qemu_put_be32(f, split.layout->count);
@@ -237,10 +241,15 @@ bool split_migration_rate_exceeded(void)
     return used > max;
 }
 
+/*
+ * What waits in the senders is not written by the guest again: sent while the
+ * VM runs, it costs no downtime.  So only a small part may be left for that.
+ */
 static void split_state_pending(void *opaque, uint64_t *must_precopy,
                                 uint64_t *can_postcopy)
 {
-    *must_precopy += ks_split_pending(split.job) * KS_PAGE_SIZE;
+    *must_precopy += ks_split_pending(split.job) * KS_PAGE_SIZE *
+                     DOWNTIME_SHARE;
 }
 
 static const SaveVMHandlers split_handlers = {
