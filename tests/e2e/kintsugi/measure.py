@@ -13,7 +13,8 @@ from .split import SplitSetup, query_remote, query_split
 from .util import PAGE_BYTES
 from .vm import Vm
 
-KINDS = ("split", "precopy", "multifd")
+# "split-multifd" is split, with multifd for the main host's part.
+KINDS = ("split", "precopy", "split-multifd", "multifd")
 MULTIFD_CHANNELS = 4
 
 
@@ -54,6 +55,11 @@ class Outcome:
         return asdict(self)
 
 
+def is_split(kind: str) -> bool:
+    """Whether memory servers take part."""
+    return kind.startswith("split")
+
+
 def progress_of(kind: str, source: Vm, info: Json) -> Progress:
     """Make sense of query-migrate and query-migrate-split."""
     ram = info.get("ram", {})
@@ -61,7 +67,7 @@ def progress_of(kind: str, source: Vm, info: Json) -> Progress:
     percent = 100.0 * (total - ram.get("remaining", total)) / total if total else 0.0
     main_bytes = ram.get("transferred", 0)
     sub_bytes: list[int] = []
-    if kind == "split":
+    if is_split(kind):
         targets = query_split(source).get("targets", [])
         main_bytes = sum(target["bytes"] for target in targets if target["main"])
         sub_bytes = [target["bytes"] for target in targets if not target["main"]]
@@ -76,10 +82,10 @@ def migrate(kind: str, setup: SplitSetup, *, transport: str = "tcp", seconds: fl
     """Migrate the setup's source; `arguments` are for migrate-split."""
     source = setup.source
     destination = setup.start_destination()
-    if kind == "multifd":
+    if kind.endswith("multifd"):
         use_multifd(MULTIFD_CHANNELS, source, destination)
     uri = destination.listen(transport)
-    if kind == "split":
+    if is_split(kind):
         setup.start_split(uri, **arguments)
     else:
         start_stock(source, uri)
@@ -89,7 +95,7 @@ def migrate(kind: str, setup: SplitSetup, *, transport: str = "tcp", seconds: fl
             on_progress(progress_of(kind, source, info))
 
     outcome = Outcome(kind, complete(source, destination, seconds, look))
-    if kind == "split":
+    if is_split(kind):
         for target in query_split(source)["targets"]:
             outcome.shares.append(Share("main host" if target["main"] else target["uri"],
                                         target["planned"], target["bytes"], target["zero"]))
@@ -114,5 +120,5 @@ def settle(destination: Vm, outcome: Outcome, passes: int, seconds: float,
     sweep = guest.sweep(seconds)
     outcome.guest_errors = max(sweep.total_errors, len(guest.errors()))
     outcome.beats = sum(1 for m in list(guest.console.markers) if m.kind == "beat")
-    if outcome.kind == "split":
+    if is_split(outcome.kind):
         outcome.remote = query_remote(destination)
