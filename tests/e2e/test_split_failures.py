@@ -161,6 +161,18 @@ def test_shared_ram_at_the_destination(setup: SplitSetup) -> None:
     setup.check_source_unharmed()
 
 
+def test_direct_io_with_write_protection(make_setup: MakeSetup, config: VmConfig) -> None:
+    """Write protection does not see pages that direct I/O has pinned; MOVE does."""
+    disk = ("-blockdev", "driver=null-co,node-name=disk0,cache.direct=on")
+    setup = make_setup(replace(config, extra=disk))
+    destination = setup.start_destination()
+    setup.refused(destination, page_out="wp")
+    log = destination.process.log.read_text(errors="replace")
+    assert_names(log, "disk0", "page-out", "cache.direct=off")
+    setup.check_source_unharmed()
+    setup.check_retry_succeeds()
+
+
 @contextmanager
 def huge_pages(count: int) -> Iterator[None]:
     """Have so many free 2 MiB pages for a while; skip the test where that cannot be had."""

@@ -16,6 +16,9 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "block/block-global-state.h"
+#include "block/block_int-common.h"
+#include "block/graph-lock.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "hw/core/cpu.h"
@@ -307,6 +310,27 @@ static bool load_blocks(QEMUFile *f)
     return next_page == remote.layout->pages;
 }
 
+/*
+ * Direct I/O has pages pinned that write protection cannot see: what the disk
+ * writes to a page while it is paged out would be lost.
+ */
+static bool coroutine_fn check_write_protection(Error **errp)
+{
+    GRAPH_RDLOCK_GUARD();
+
+    for (BlockDriverState *bs = bdrv_next_node(NULL); bs;
+         bs = bdrv_next_node(bs)) {
+        if (bs->open_flags & BDRV_O_NOCACHE) {
+            error_setg(errp, "remote memory: page-out by write protection "
+                       "would lose what block node '%s' reads by direct I/O: "
+                       "let page-out be 'move' or 'auto', or open it with "
+                       "cache.direct=off", bdrv_get_node_name(bs));
+            return false;
+        }
+    }
+    return true;
+}
+
 static int load_plan(QEMUFile *f)
 {
     g_autofree void *plan = NULL;
@@ -336,6 +360,11 @@ static int load_plan(QEMUFile *f)
     if (config.page_out > KS_PAGE_OUT_WRITE_PROTECT) {
         error_report("remote memory: unknown page-out method %d",
                      config.page_out);
+        return -EINVAL;
+    }
+    if (config.page_out == KS_PAGE_OUT_WRITE_PROTECT &&
+        !check_write_protection(&local_err)) {
+        error_report_err(local_err);
         return -EINVAL;
     }
     split_layout_free(remote.layout);
@@ -377,6 +406,7 @@ static int load_changes(QEMUFile *f, bool end)
 {
     g_autofree void *changes = NULL;
     Error *local_err = NULL;
+    KsPagerStats stats;
     KsError err = {};
     uint64_t bytes;
 
@@ -410,6 +440,12 @@ static int load_changes(QEMUFile *f, bool end)
     remote.shutdown.notify = on_shutdown;
     qemu_register_shutdown_notifier(&remote.shutdown);
     remote.vm_state = qemu_add_vm_change_state_handler(on_vm_state, NULL);
+    ks_pager_stats(remote.pager, &stats);
+    if (!stats.page_out_by_move && !check_write_protection(&local_err)) {
+        error_prepend(&local_err, "%s; ", stats.page_out_reason);
+        error_report_err(local_err);
+        return -EINVAL;
+    }
     trace_remote_memory_start();
     return 0;
 }
