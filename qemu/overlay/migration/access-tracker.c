@@ -4,11 +4,9 @@
  * A thread scans once a period and feeds an access history in libkintsugi,
  * which ranks chunks of memory for splitting a VM and for paging it out.
  *
- * The tcg source: the softmmu TLB marks a page when it fills an entry
- * (exec/access-bits.h); a scan takes the marks and has every vCPU flush its
- * TLB, so that the next access to each page is seen again.  The flush is not
- * waited for: a vCPU may be blocked in a page fault.  An access that comes
- * between a scan and the flush through an entry filled before is not seen.
+ * Where accessed bits come from is an access source (access-source.h): the best
+ * that works here, or the one that the user names.  One that fails while it is
+ * used gives way to the next.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,26 +22,27 @@
 #include "qemu/module.h"
 #include "qemu/thread.h"
 #include "qemu/units.h"
-#include "exec/access-bits.h"
-#include "exec/cputlb.h"
 #include "exec/ramblock.h"
 #include "exec/ramlist.h"
 #include "exec/target_page.h"
-#include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
-#include "migration/access-tracker.h"
+#include "migration/access-source.h"
 #include "qom/object_interfaces.h"
+#include "system/runstate.h"
 #include "system/system.h"
-#include "system/tcg.h"
 #include "trace.h"
 
 #define TYPE_ACCESS_TRACKER "access-tracker"
 OBJECT_DECLARE_SIMPLE_TYPE(AccessTracker, ACCESS_TRACKER)
 
-/* Words of accessed bits that one call hands to the history. */
-#define SCAN_WORDS 1024
-/* More than any machine type takes. */
-#define MAX_CPUS 4096
+/* The best first. */
+static const AccessSourceOps *const sources[] = {
+    &access_source_tcg,
+    &access_source_kvm,
+    &access_source_idle,
+    &access_source_wp_async,
+    &access_source_dirty_log,
+};
 
 struct AccessTracker {
     Object parent_obj;
@@ -53,6 +52,8 @@ struct AccessTracker {
     uint32_t shift_ticks;
     uint64_t chunk_size;
     AccessPolicy policy;
+    bool has_source; /* the user's choice; else the best */
+    AccessSource source;
     char *record;
 
     Notifier machine_done;
@@ -71,40 +72,14 @@ struct AccessTracker {
     uint64_t scans;
     uint64_t accessed;
     uint64_t scan_us;
+    unsigned next_source; /* of sources[], to try when there is none */
+    const AccessSourceOps *ops; /* NULL before the first scan */
+    void *opaque;
+    char *refusals[ARRAY_SIZE(sources)]; /* why not this source */
 };
-
-AccessBits *tcg_access_bits;
 
 /* There is one: two would take each other's accessed bits.  Under the BQL. */
 static AccessTracker *the_tracker;
-
-/*
- * vCPUs that have a flush to do, by index: one that is blocked in a page fault
- * gets one work item and not one a period.
- */
-static unsigned long flush_pending[BITS_TO_LONGS(MAX_CPUS)];
-
-static void flush_tlb(CPUState *cpu, run_on_cpu_data data)
-{
-    clear_bit_atomic(cpu->cpu_index, flush_pending);
-    tlb_flush(cpu);
-}
-
-static void flush_all_tlbs(void)
-{
-    CPUState *cpu;
-
-    cpu_list_lock();
-    CPU_FOREACH(cpu) {
-        if (cpu->cpu_index < MAX_CPUS &&
-            !(qatomic_fetch_or(&flush_pending[BIT_WORD(cpu->cpu_index)],
-                               BIT_MASK(cpu->cpu_index)) &
-              BIT_MASK(cpu->cpu_index))) {
-            async_run_on_cpu(cpu, flush_tlb, RUN_ON_CPU_NULL);
-        }
-    }
-    cpu_list_unlock();
-}
 
 static void record_run(AccessTracker *t, uint64_t first, uint64_t count)
 {
@@ -125,63 +100,147 @@ static void record_words(AccessTracker *t, uint64_t first_page,
     }
 }
 
-static void scan_block(AccessTracker *t, AccessBits *bits,
-                       const SplitBlock *block)
+static void refuse(AccessTracker *t, unsigned source, Error *err)
 {
-    uint64_t words[SCAN_WORDS];
-    /* RAM blocks start at multiples of BITS_PER_LONG pages. */
-    uint64_t word = BIT_WORD(block->ram_page);
+    QEMU_LOCK_GUARD(&t->lock);
+    g_free(t->refusals[source]);
+    t->refusals[source] = g_strdup(error_get_pretty(err));
+    error_free(err);
+}
 
-    for (uint64_t page = 0; page < block->pages;) {
-        uint64_t pages = MIN(block->pages - page, SCAN_WORDS * 64);
-        uint64_t n = DIV_ROUND_UP(pages, 64);
-        uint64_t found = 0;
+static bool wanted(const AccessTracker *t, const AccessSourceOps *ops)
+{
+    return !t->has_source || ops->source == t->source;
+}
 
-        for (uint64_t i = 0; i < n; i++, word++) {
-            words[i] = qatomic_read(&bits->map[word]) ?
-                       qatomic_xchg(&bits->map[word], 0) : 0;
-            found += ctpop64(words[i]);
+static void set_source_in_use(AccessTracker *t, const AccessSourceOps *ops,
+                              void *opaque)
+{
+    QEMU_LOCK_GUARD(&t->lock);
+    t->ops = ops;
+    t->opaque = opaque;
+}
+
+/* Finds the next source that works.  False: there is none. */
+static bool choose_source(AccessTracker *t)
+{
+    for (; t->next_source < ARRAY_SIZE(sources); t->next_source++) {
+        const AccessSourceOps *ops = sources[t->next_source];
+        Error *local_err = NULL;
+        void *opaque = NULL;
+
+        if (!wanted(t, ops)) {
+            continue;
         }
-        if (found) {
-            t->accessed += found;
-            ks_history_feed(t->history, block->first_page + page, words, pages);
-            if (t->attached) {
-                ks_history_feed(t->attached, block->first_page + page, words,
-                                pages);
-            }
-            if (t->record_file) {
-                record_words(t, block->first_page + page, words, pages);
-            }
+        if (ops->check(&local_err)) {
+            opaque = ops->start(t->layout, &local_err);
         }
-        page += pages;
+        if (opaque) {
+            set_source_in_use(t, ops, opaque);
+            trace_access_tracker_source(AccessSource_str(ops->source));
+            return true;
+        }
+        refuse(t, t->next_source, local_err);
+    }
+    return false;
+}
+
+/* The source has failed; the next scan begins with another. */
+static void give_up_source(AccessTracker *t, Error *err)
+{
+    warn_report("access-tracker: source %s: %s",
+                AccessSource_str(t->ops->source), error_get_pretty(err));
+    t->ops->stop(t->opaque);
+    set_source_in_use(t, NULL, NULL);
+    refuse(t, t->next_source++, err);
+}
+
+static void feed(AccessTracker *t, uint64_t first_page, const uint64_t *words,
+                 uint64_t pages)
+{
+    WITH_QEMU_LOCK_GUARD(&t->lock) {
+        ks_history_feed(t->history, first_page, words, pages);
+        if (t->attached) {
+            ks_history_feed(t->attached, first_page, words, pages);
+        }
+    }
+    if (t->record_file) {
+        record_words(t, first_page, words, pages);
     }
 }
 
+static bool scan_block(AccessTracker *t, const SplitBlock *block,
+                       uint64_t *accessed, Error **errp)
+{
+    uint64_t words[ACCESS_SOURCE_PAGES / 64];
+
+    for (uint64_t page = 0; page < block->pages;) {
+        uint64_t pages = MIN(block->pages - page, ACCESS_SOURCE_PAGES);
+        uint64_t found = 0;
+
+        memset(words, 0, sizeof(words));
+        if (!t->ops->harvest(t->opaque, block, page, pages, words, errp)) {
+            return false;
+        }
+        for (uint64_t i = 0; i < DIV_ROUND_UP(pages, 64); i++) {
+            found += ctpop64(words[i]);
+        }
+        if (found) {
+            *accessed += found;
+            feed(t, block->first_page + page, words, pages);
+        }
+        page += pages;
+    }
+    return true;
+}
+
+static bool scan_blocks(AccessTracker *t, uint64_t *accessed, Error **errp)
+{
+    if (t->ops->begin && !t->ops->begin(t->opaque, errp)) {
+        return false;
+    }
+    for (unsigned i = 0; i < t->layout->count; i++) {
+        if (!scan_block(t, &t->layout->blocks[i], accessed, errp)) {
+            return false;
+        }
+    }
+    if (t->ops->end) {
+        t->ops->end(t->opaque);
+    }
+    return true;
+}
+
+/* The lock is never held in a source's functions: they may wait for the BQL. */
 static void scan(AccessTracker *t)
 {
     int64_t start = g_get_monotonic_time();
-    AccessBits *bits;
+    Error *local_err = NULL;
+    uint64_t accessed = 0;
 
-    QEMU_LOCK_GUARD(&t->lock);
-    RCU_READ_LOCK_GUARD();
-    bits = qatomic_rcu_read(&tcg_access_bits);
-    t->accessed = 0;
-    ks_history_tick(t->history);
-    if (t->attached) {
-        ks_history_tick(t->attached);
+    if (!t->ops && !choose_source(t)) {
+        return;
+    }
+    WITH_QEMU_LOCK_GUARD(&t->lock) {
+        ks_history_tick(t->history);
+        if (t->attached) {
+            ks_history_tick(t->attached);
+        }
     }
     if (t->record_file) {
         fputs("scan\n", t->record_file);
     }
-    for (unsigned i = 0; i < t->layout->count; i++) {
-        scan_block(t, bits, &t->layout->blocks[i]);
+    if (!scan_blocks(t, &accessed, &local_err)) {
+        give_up_source(t, local_err);
+        return;
     }
-    flush_all_tlbs();
     if (t->record_file) {
         fflush(t->record_file);
     }
-    t->scans++;
-    t->scan_us = g_get_monotonic_time() - start;
+    WITH_QEMU_LOCK_GUARD(&t->lock) {
+        t->scans++;
+        t->accessed = accessed;
+        t->scan_us = g_get_monotonic_time() - start;
+    }
     trace_access_tracker_scan(t->scans, t->accessed, t->scan_us);
 }
 
@@ -191,7 +250,8 @@ static void *scan_thread(void *opaque)
 
     rcu_register_thread();
     while (!qatomic_read(&t->stopping)) {
-        if (qemu_sem_timedwait(&t->wake, t->period_ms) < 0) {
+        if (qemu_sem_timedwait(&t->wake, t->period_ms) < 0 &&
+            !runstate_check(RUN_STATE_INMIGRATE)) {
             scan(t);
         }
     }
@@ -199,28 +259,23 @@ static void *scan_thread(void *opaque)
     return NULL;
 }
 
-static AccessBits *access_bits_new(const SplitLayout *layout)
+/* Whether there is a source at all, or the one that was asked for. */
+static bool check_source(const AccessTracker *t, Error **errp)
 {
-    uint64_t end = 0;
-    AccessBits *bits;
+    ERRP_GUARD();
 
-    for (unsigned i = 0; i < layout->count; i++) {
-        end = MAX(end, layout->blocks[i].ram_page + layout->blocks[i].pages);
+    for (unsigned i = 0; i < ARRAY_SIZE(sources); i++) {
+        if (wanted(t, sources[i])) {
+            error_free(*errp);
+            *errp = NULL;
+            if (sources[i]->check(errp)) {
+                return true;
+            }
+        }
     }
-    end = ROUND_UP(end, BITS_PER_LONG);
-    bits = g_malloc0(sizeof(*bits) + end / BITS_PER_BYTE);
-    bits->pages = end;
-    return bits;
-}
-
-static bool check_source(Error **errp)
-{
-    if (!tcg_enabled()) {
-        error_setg(errp, "access-tracker has no source of accessed bits for "
-                   "this accelerator: use -accel tcg");
-        return false;
-    }
-    return true;
+    error_prepend(errp, "access-tracker, source=%s: ",
+                  t->has_source ? AccessSource_str(t->source) : "any");
+    return false;
 }
 
 /* The machine has its accelerator and its RAM: start. */
@@ -230,7 +285,7 @@ static void start_scanning(Notifier *n, void *data)
     KsError err = {};
 
     /* Plugged into a running VM, this was checked before. */
-    check_source(&error_fatal);
+    check_source(t, &error_fatal);
     t->layout = split_layout_new();
     if (!t->layout->pages) {
         warn_report("access-tracker: this machine has no RAM from memory "
@@ -251,7 +306,6 @@ static void start_scanning(Notifier *n, void *data)
         fprintf(t->record_file, "kintsugi-access-trace 1\npages %" PRIu64 "\n",
                 t->layout->pages);
     }
-    qatomic_rcu_set(&tcg_access_bits, access_bits_new(t->layout));
     t->running = true;
     qemu_thread_create(&t->thread, "access-tracker", scan_thread, t,
                        QEMU_THREAD_JOINABLE);
@@ -267,7 +321,7 @@ static void access_tracker_complete(UserCreatable *uc, Error **errp)
                    "whole VM");
         return;
     }
-    if (phase_check(PHASE_MACHINE_READY) && !check_source(errp)) {
+    if (phase_check(PHASE_MACHINE_READY) && !check_source(t, errp)) {
         return;
     }
     if (qemu_target_page_size() != KS_PAGE_SIZE) {
@@ -316,14 +370,20 @@ static void access_tracker_init(Object *obj)
 static void access_tracker_finalize(Object *obj)
 {
     AccessTracker *t = ACCESS_TRACKER(obj);
-    AccessBits *bits = tcg_access_bits;
 
     if (t->running) {
         qatomic_set(&t->stopping, true);
         qemu_sem_post(&t->wake);
+        /* A scan may be waiting for the BQL. */
+        bql_unlock();
         qemu_thread_join(&t->thread);
-        qatomic_rcu_set(&tcg_access_bits, NULL);
-        g_free_rcu(bits, rcu);
+        bql_lock();
+    }
+    if (t->ops) {
+        t->ops->stop(t->opaque);
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(sources); i++) {
+        g_free(t->refusals[i]);
     }
     if (the_tracker == t) {
         qemu_remove_machine_init_done_notifier(&t->machine_done);
@@ -384,6 +444,17 @@ static void set_policy(Object *obj, int value, Error **errp)
     ACCESS_TRACKER(obj)->policy = value;
 }
 
+static int get_source(Object *obj, Error **errp)
+{
+    return ACCESS_TRACKER(obj)->source;
+}
+
+static void set_source(Object *obj, int value, Error **errp)
+{
+    ACCESS_TRACKER(obj)->has_source = true;
+    ACCESS_TRACKER(obj)->source = value;
+}
+
 static char *get_record(Object *obj, Error **errp)
 {
     return g_strdup(ACCESS_TRACKER(obj)->record);
@@ -420,6 +491,11 @@ static void access_tracker_class_init(ObjectClass *oc, void *data)
     object_class_property_add_enum(oc, "policy", "AccessPolicy",
                                    &AccessPolicy_lookup, get_policy,
                                    set_policy);
+    object_class_property_add_enum(oc, "source", "AccessSource",
+                                   &AccessSource_lookup, get_source,
+                                   set_source);
+    object_class_property_set_description(oc, "source",
+                                          "where accessed bits come from");
     object_class_property_add_str(oc, "record", get_record, set_record);
     object_class_property_set_description(oc, "record",
                                           "file to record accesses to");
@@ -523,6 +599,22 @@ uint32_t access_tracker_chunk_pages(AccessTracker *t)
     return t->chunk_size / KS_PAGE_SIZE;
 }
 
+static AccessSourceRefusalList *collect_refusals(const AccessTracker *t)
+{
+    AccessSourceRefusalList *list = NULL, **tail = &list;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(sources); i++) {
+        if (t->refusals[i]) {
+            AccessSourceRefusal *refusal = g_new0(AccessSourceRefusal, 1);
+
+            refusal->source = sources[i]->source;
+            refusal->reason = g_strdup(t->refusals[i]);
+            QAPI_LIST_APPEND(tail, refusal);
+        }
+    }
+    return list;
+}
+
 AccessTrackerInfoList *qmp_query_access_tracker(Error **errp)
 {
     AccessTracker *t = the_tracker;
@@ -534,16 +626,18 @@ AccessTrackerInfoList *qmp_query_access_tracker(Error **errp)
     }
     info = g_new0(AccessTrackerInfo, 1);
     info->id = g_strdup(object_get_canonical_path_component(OBJECT(t)));
-    info->source = ACCESS_SOURCE_TCG;
-    info->sees = g_strdup("reads and writes by vCPUs, once a scan and page");
-    info->misses = g_strdup("accesses by devices; accesses through "
-                            "translations that a vCPU made before a scan and "
-                            "flushes after it");
     info->period = t->period_ms;
     info->policy = t->policy;
     info->chunk_size = t->chunk_size;
     info->pages = t->layout->pages;
     WITH_QEMU_LOCK_GUARD(&t->lock) {
+        if (t->ops) {
+            info->has_source = true;
+            info->source = t->ops->source;
+            info->sees = g_strdup(t->ops->sees);
+            info->misses = g_strdup(t->ops->misses);
+        }
+        info->refused = collect_refusals(t);
         info->scans = t->scans;
         info->accessed = t->accessed;
         info->scan_time = t->scan_us;

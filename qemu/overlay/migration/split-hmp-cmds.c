@@ -126,9 +126,18 @@ void hmp_info_access_tracker(Monitor *mon, const QDict *qdict)
         monitor_printf(mon, "%s: source %s, policy %s, every %" PRIu64 " ms, %"
                        PRIu64 " scans, %" PRIu64 " of %" PRIu64
                        " pages accessed, %" PRIu64 " us a scan\n", t->id,
-                       AccessSource_str(t->source), AccessPolicy_str(t->policy),
+                       t->has_source ? AccessSource_str(t->source) : "none yet",
+                       AccessPolicy_str(t->policy),
                        t->period, t->scans, t->accessed, t->pages,
                        t->scan_time);
+        if (t->has_source) {
+            monitor_printf(mon, "  sees %s; misses %s\n", t->sees, t->misses);
+        }
+        for (AccessSourceRefusalList *r = t->refused; r; r = r->next) {
+            monitor_printf(mon, "  not %s: %s\n",
+                           AccessSource_str(r->value->source),
+                           r->value->reason);
+        }
     }
     if (!list) {
         monitor_printf(mon, "No access tracker; see -object access-tracker.\n");

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The access tracker's sources: each sees what it says, and nothing that did not happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kintsugi.qmp import Json, QmpError
+from kintsugi.util import PAGE_BYTES, HarnessError, poll_until
+from kintsugi.vm import Vm, VmConfig
+
+pytestmark = pytest.mark.split
+StartVm = Callable[..., Vm]
+PERIOD_MS = 100
+# Sources that a VM under TCG can have, and whether they see reads.
+SOURCES = {"tcg": True, "wp-async": False, "dirty-log": False}
+
+
+def tracker(vm: Vm) -> Json:
+    """What query-access-tracker says of the only one."""
+    found: Json = vm.qmp.execute("query-access-tracker")[0]
+    return found
+
+
+def next_scan(vm: Vm) -> int:
+    """Wait for two scans more, so that one has begun and ended after now; their number."""
+    wanted = tracker(vm)["scans"] + 2
+    poll_until("the access tracker scans", lambda: tracker(vm)["scans"] >= wanted, 60)
+    return int(tracker(vm)["scans"])
+
+
+def pages_seen(record: Path, first_scan: int, last_scan: int) -> int:
+    """Different pages that the scans after `first_scan`, up to `last_scan`, found."""
+    pages: set[int] = set()
+    scan = 0
+    for line in record.read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if words == ["scan"]:
+            scan += 1
+        elif scan and first_scan < scan <= last_scan:
+            pages.update(range(int(words[0]), int(words[0]) + int(words[1])))
+    return len(pages)
+
+
+def start(vms: StartVm, config: VmConfig, extra: str) -> Vm:
+    """A guest with a tracker."""
+    return vms("tracked", replace(config, extra=(
+        "-object", f"access-tracker,id=at0,period={PERIOD_MS},{extra}")))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_a_source_sees(vms: StartVm, config: VmConfig, tmp_path: Path, source: str) -> None:
+    record = tmp_path / "accesses"
+    vm = start(vms, config, f"source={source},record={record}")
+    pattern = config.pattern_mib * (1 << 20) // PAGE_BYTES
+    poll_until("the source is used", lambda: tracker(vm).get("source") == source, 30)
+
+    vm.guest.wait_passes(1)
+    begin = next_scan(vm)
+    vm.guest.wait_passes(2)
+    end = next_scan(vm)
+    # The guest reads all and rewrites at least its hot runs.
+    busy = pages_seen(record, begin, end)
+    assert busy >= (0.95 if SOURCES[source] else 0.1) * pattern
+
+    vm.guest.hold()
+    begin = next_scan(vm)
+    end = next_scan(vm)
+    held = pages_seen(record, begin, end)
+    assert held <= 0.1 * pattern
+
+    begin = next_scan(vm)
+    vm.guest.sweep()
+    end = next_scan(vm)
+    read = pages_seen(record, begin, end)
+    if SOURCES[source]:
+        assert read >= 0.95 * pattern
+    else:
+        assert read <= 0.1 * pattern
+
+
+def test_the_best_source_is_chosen(vms: StartVm, config: VmConfig) -> None:
+    vm = start(vms, config, "policy=clock")
+    poll_until("a source is used", lambda: "source" in tracker(vm), 30)
+    info = tracker(vm)
+    assert info["source"] == "tcg"
+    assert info["refused"] == []
+    assert info["sees"] and info["misses"]
+    text = vm.qmp.execute("human-monitor-command", {"command-line": "info access_tracker"})
+    assert "source tcg" in text and "sees" in text
+
+
+def test_a_source_that_is_not_there(vms: StartVm, config: VmConfig) -> None:
+    with pytest.raises(HarnessError, match="source=kvm: the VM does not run under KVM"):
+        start(vms, config, "source=kvm")
+
+
+def test_trackers_come_and_go(vms: StartVm, config: VmConfig) -> None:
+    """Each source is begun and ended in a running VM, twice."""
+    vm = vms("tracked", config)
+    for _ in range(2):
+        for source in SOURCES:
+            vm.qmp.execute("object-add", {"qom-type": "access-tracker", "id": "at1",
+                                          "period": PERIOD_MS, "source": source})
+            next_scan(vm)
+            assert tracker(vm)["source"] == source
+            with pytest.raises(QmpError, match="already"):
+                vm.qmp.execute("object-add", {"qom-type": "access-tracker", "id": "at2"})
+            vm.qmp.execute("object-del", {"id": "at1"})
+    vm.guest.verify()
