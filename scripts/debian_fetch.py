@@ -3,6 +3,7 @@
 """Fetches from Debian what the build needs beyond the machine's own release.
 
     debian_fetch.py qemu-tarball    prints the path of a QEMU 10.0.x source tarball
+    debian_fetch.py linux-tarball   prints the path of a Linux 6.12.x source tarball
     debian_fetch.py meson DIR       unpacks a meson that QEMU accepts under DIR
 
 Nothing is written under /etc and no host is named here: the mirror and its key are those that
@@ -26,6 +27,8 @@ import time
 
 QEMU_SUITE = "trixie"
 QEMU_TARBALL_RE = re.compile(r"qemu_(10\.0(?:\.\d+)*)(?:\+[a-z0-9.]+)?\.orig\.tar\.xz$")
+LINUX_PACKAGE = "linux-source-6.12"
+LINUX_TARBALL = f"usr/src/{LINUX_PACKAGE}.tar.xz"  # in that package
 MESON_AT_LEAST = (1, 5)
 ATTEMPTS_MAX = 3
 
@@ -132,11 +135,22 @@ def os_release(path="/etc/os-release"):
 
 def main_archive(etc, codename, known_origins):
     """(uri, options) of the main Debian archive: not security, not updates, not third parties."""
+    return archive(etc, codename, known_origins, {codename} | SUITE_ALIASES)
+
+
+def security_archive(etc, codename, known_origins):
+    """(uri, options) of the archive of Debian's security updates."""
+    return archive(etc, f"{codename}-security", known_origins,
+                   {f"{name}-security" for name in {codename} | SUITE_ALIASES})
+
+
+def archive(etc, codename, known_origins, wanted):
+    """(uri, options) of the Debian archive that some entry uses for one of the suites `wanted`."""
     best = None
     for types, uris, suites, components, options in apt_sources(etc):
         if "main" not in components or not {"deb", "deb-src"} & set(types):
             continue
-        if not {codename} & set(suites) and not SUITE_ALIASES & set(suites):
+        if not wanted & set(suites):
             continue
         for uri in uris:
             origin = known_origins.get(uri.rstrip("/"))
@@ -148,7 +162,8 @@ def main_archive(etc, codename, known_origins):
     if best is None:
         raise FetchError(
             f"no entry for Debian {codename} main in {etc}/sources.list or sources.list.d; "
-            "add one, or set QEMU_TARBALL= to a QEMU 10.0 source tarball")
+            "add one, or set QEMU_TARBALL= and LINUX_TARBALL= to source tarballs of QEMU 10.0 and "
+            "Linux 6.12")
     return best[1], best[2]
 
 
@@ -162,7 +177,8 @@ class PrivateApt:
         self.root = root
         etc = pathlib.Path(os.environ.get("KINTSUGI_APT_ETC", "/etc/apt"))
         codename = os_release().get("VERSION_CODENAME", "")
-        uri, options = main_archive(etc, codename, origins())
+        find = security_archive if suite.endswith("-security") else main_archive
+        uri, options = find(etc, codename, origins())
         say(f"using {uri} (from this machine's apt settings), suite {suite}")
         for name in ("lists/partial", "cache/archives/partial", "parts", "empty"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -210,11 +226,11 @@ def version_key(version):
     return [int(part) for part in version.split(".")]
 
 
-def cached_tarball(cache):
-    """The newest whole QEMU tarball in the cache, or None; broken ones are removed."""
+def cached_tarball(cache, name="qemu", series=r"10\.0"):
+    """The newest whole tarball of that name in the cache, or None; broken ones are removed."""
     found = []
-    for path in cache.glob("qemu-*.tar.xz"):
-        match = re.fullmatch(r"qemu-(10\.0(?:\.\d+)*)-([0-9a-f]{64})\.tar\.xz", path.name)
+    for path in cache.glob(f"{name}-*.tar.xz"):
+        match = re.fullmatch(rf"{name}-({series}(?:\.\d+)*)-([0-9a-f]{{64}})\.tar\.xz", path.name)
         if match:
             found.append((version_key(match[1]), path, match[2]))
     for _, path, digest in sorted(found, reverse=True):
@@ -225,15 +241,20 @@ def cached_tarball(cache):
     return None
 
 
+def given_tarball(variable):
+    """The tarball that the user names in the environment, or None."""
+    given = os.environ.get(variable)
+    if not given:
+        return None
+    path = pathlib.Path(given).resolve()
+    if not path.is_file():
+        raise FetchError(f"{variable}={given}: no such file")
+    return path
+
+
 def qemu_tarball():
-    given = os.environ.get("QEMU_TARBALL")
-    if given:
-        path = pathlib.Path(given).resolve()
-        if not path.is_file():
-            raise FetchError(f"QEMU_TARBALL={given}: no such file")
-        return path
     cache = cache_dir()
-    path = cached_tarball(cache)
+    path = given_tarball("QEMU_TARBALL") or cached_tarball(cache)
     if path:
         return path
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temp:
@@ -249,6 +270,41 @@ def qemu_tarball():
                 os.replace(got, final)
                 return final
         raise FetchError(f"suite {QEMU_SUITE} has no QEMU 10.0.x; set QEMU_TARBALL= to one")
+
+
+def linux_tarball():
+    """The tarball in Debian's linux-source package, of the machine's own release."""
+    cache = cache_dir()
+    path = given_tarball("LINUX_TARBALL") or cached_tarball(cache, "linux", r"6\.12")
+    if path:
+        return path
+    codename = os_release().get("VERSION_CODENAME", "")
+    for suite in (f"{codename}-security", codename):
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temp:
+            try:
+                apt = PrivateApt(pathlib.Path(temp), "deb", suite)
+                apt.run("update")
+                say(f"downloading the Linux source from {suite} (about 150 MB)")
+                apt.run("download", LINUX_PACKAGE)
+            except FetchError as error:
+                say(str(error))
+                continue
+            for deb in apt.root.glob(f"{LINUX_PACKAGE}_*.deb"):
+                return unpack_linux_deb(deb, cache)
+    raise FetchError(f"no suite has {LINUX_PACKAGE}; set LINUX_TARBALL= to a Linux 6.12.x tarball")
+
+
+def unpack_linux_deb(deb, cache):
+    """Puts the tarball in a linux-source package into the cache; returns its path."""
+    match = re.match(rf"{LINUX_PACKAGE}_(6\.12(?:\.\d+)*)", deb.name)
+    if not match:
+        raise FetchError(f"{deb.name} is not of Linux 6.12")
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache) as temp:
+        subprocess.run(["dpkg-deb", "-x", str(deb), temp], check=True)
+        got = pathlib.Path(temp) / LINUX_TARBALL
+        final = cache / f"linux-{match[1]}-{sha256(got)}.tar.xz"
+        os.replace(got, final)
+    return final
 
 
 def unpacked_meson_ok(target):
@@ -294,12 +350,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("qemu-tarball", help="print the path of a QEMU 10.0.x source tarball")
+    commands.add_parser("linux-tarball", help="print the path of a Linux 6.12.x source tarball")
     meson = commands.add_parser("meson", help="unpack a meson that QEMU accepts")
     meson.add_argument("dir")
     args = parser.parse_args()
     try:
         if args.command == "qemu-tarball":
             print(qemu_tarball())
+        elif args.command == "linux-tarball":
+            print(linux_tarball())
         else:
             print(fetch_meson(args.dir))
     except FetchError as error:
