@@ -7,11 +7,15 @@
     source_tree.py status    say what the tree has that the repository lacks; exit 3 if anything
     source_tree.py stock     check out upstream with only the leading "build:" patches beside it
 
+`--project` says which: qemu (qemu/patches, qemu/overlay, build/qemu; the default) or linux
+(linux-patches, build/linux).
+
 The tree is a git checkout. Its tag `base` is upstream as unpacked; each patch of the series is
 one commit above it. Overlay files (new files of ours) are plain files at their upstream path,
 listed in .git/info/exclude and in no commit. So one edits existing files and commits them, edits
 overlay files in place, and `refresh` puts each where it belongs: a file that a commit adds, or
-an untracked file, becomes an overlay file.
+an untracked file, becomes an overlay file. Linux has no overlay: there a patch carries the files
+it adds, and `refresh` wants everything committed.
 
 What was last agreed between repository and tree is kept in .git/kintsugi.json. Each side is
 compared with that, as in a three-way merge: what changed on one side only is carried over, what
@@ -20,6 +24,7 @@ stay and a build repeats little.
 """
 
 import argparse
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -29,11 +34,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAME, EMAIL = "Kintsugi developers", "kintsugi@localhost.invalid"
-BASE_DATE = "2025-01-01T00:00:00+0000"
+BASE_SECONDS = 1735689600
+BASE_DATE = f"{BASE_SECONDS} +0000"
+UNPACKERS = {".xz": ["xz", "-dc"], ".gz": ["gzip", "-dc"], ".bz2": ["bzip2", "-dc"]}
 JUNK = ["*.orig", "*.rej", "*~", "*.swp", ".*.swp", "*.o", "*.pyc", "__pycache__/", "*.patch",
         "/build/", "tags", "TAGS", "cscope.*", ".cache/", "compile_commands.json"]
 
@@ -42,8 +51,44 @@ class TreeError(Exception):
     """Something the user can mend; the message says how."""
 
 
+# --- What trees are kept of ------------------------------------------------------------------
+
+
+def qemu_version(read):
+    return (read("VERSION") or "unknown").strip()
+
+
+def linux_version(read):
+    found = dict(re.findall(r"^(VERSION|PATCHLEVEL|SUBLEVEL) *= *(\d+)", read("Makefile") or "",
+                            re.M))
+    return ".".join(found.get(key, "?") for key in ("VERSION", "PATCHLEVEL", "SUBLEVEL"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """An upstream, and where the repository keeps what is ours of it."""
+
+    name: str                # as in `make NAME-tree`, build/NAME and the command of debian_fetch.py
+    title: str
+    variable: str            # of the environment: a tarball to use instead of Debian's
+    series: str              # the versions that will do
+    version: Callable        # of a tree, from a function that reads a file of it (or gives None)
+    repo: str
+    patches: str             # below repo
+    overlay: str | None      # below repo; None: patches carry new files
+
+
+PROJECTS = {project.name: project for project in (
+    Project("qemu", "QEMU", "QEMU_TARBALL", "10.0", qemu_version, "qemu", "patches", "overlay"),
+    Project("linux", "Linux", "LINUX_TARBALL", "6.12", linux_version, "linux-patches", ".", None),
+)}
+
+
 def say(text):
-    print(f"[qemu-tree] {text}", flush=True)
+    print(f"[{say.project}-tree] {text}", flush=True)
+
+
+say.project = "qemu"
 
 
 def sha256(path):
@@ -99,54 +144,126 @@ def cache_dir():
     return path
 
 
-def find_tarball():
-    done = subprocess.run([str(ROOT / "scripts" / "debian_fetch.py"), "qemu-tarball"],
+def find_tarball(project):
+    done = subprocess.run([str(ROOT / "scripts" / "debian_fetch.py"), f"{project.name}-tarball"],
                           stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise TreeError("no QEMU source tarball")
+        raise TreeError(f"no {project.title} source tarball")
     return pathlib.Path(done.stdout.strip())
 
 
-def base_repository(tarball, digest):
+def pack_is_whole(pack):
+    """Whether a pack file is what its last 20 bytes, the SHA-1 of the rest, say."""
+    digest = hashlib.sha1()
+    left = pack.stat().st_size - digest.digest_size
+    if left <= 0:
+        return False
+    with open(pack, "rb") as file:
+        while left:
+            block = file.read(min(left, 1 << 20))
+            if not block:
+                return False
+            digest.update(block)
+            left -= len(block)
+        return file.read() == digest.digest()
+
+
+def base_repository(project, tarball, digest):
     """A bare repository in the cache whose tag `base` is the content of `tarball`."""
     final = cache_dir() / f"base-{digest}.git"
     if final.is_dir():
-        git = Git(final)
-        packs = [str(path) for path in final.glob("objects/pack/*.idx")]
-        git("verify-pack", *packs, check=False)
-        if packs and git.returncode == 0:
+        packs = list(final.glob("objects/pack/*.pack"))
+        if packs and all(pack_is_whole(pack) for pack in packs):
             return final
         say(f"{final} is damaged: making it again")
         shutil.rmtree(final)
     temp = pathlib.Path(tempfile.mkdtemp(prefix="unpack-", dir=cache_dir()))
     try:
-        source = temp / "source"
-        source.mkdir()
-        say(f"unpacking {tarball.name}")
-        done = subprocess.run(["tar", "-xf", str(tarball), "--strip-components=1",
-                               "--no-same-owner", "-C", str(source)], check=False)
-        if done.returncode != 0:
-            raise TreeError(f"{tarball} does not unpack")
-        version = source / "VERSION"
-        text = version.read_text(encoding="utf-8").strip() if version.is_file() else "unknown"
-        if not re.match(r"10\.0(\.|$)", text):
-            raise TreeError(f"{tarball} holds QEMU {text}; this fork needs 10.0.x")
-        say(f"QEMU {text}: recording it as a git commit")
-        git = Git(source)
-        git("init", "-q", "-b", "kintsugi")
-        git("-c", "core.looseCompression=1", "-c", "core.safecrlf=false", "add", "-A", "-f", ".")
-        git("commit", "-q", "--no-verify", "-m", f"QEMU {text}")
-        git("tag", "base")
-        git("-c", "pack.compression=1", "repack", "-adq", "--window=0")
-        git("config", "core.bare", "true")
+        git = Git(temp)
+        git("init", "-q", "--bare", "-b", "kintsugi", ".")
+        say(f"recording {tarball.name} as a git commit")
+        import_tarball(project, tarball, temp)
         try:
-            os.replace(source / ".git", final)
+            os.replace(temp, final)
         except OSError:
             if not final.is_dir():  # else another process was quicker
                 raise
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return final
+
+
+def import_tarball(project, tarball, repository):
+    """Writes the tarball's files, without its first directory, as the commit tagged `base`.
+
+    Straight from the archive into one pack, as unpacking and adding so many files is slow.
+    """
+    # Neither compressing hard nor looking for deltas pays for one tree.
+    command = ["git", "-c", "core.compression=1", "-c", "pack.compression=1", "fast-import",
+               "--quiet", "--depth=0", "--big-file-threshold=64m"]
+    wanted = {"VERSION", "Makefile"}
+    texts = {}
+    unpack = UNPACKERS.get(tarball.suffix, ["cat"])
+    with subprocess.Popen([*unpack, str(tarball)], stdout=subprocess.PIPE) as plain, \
+            subprocess.Popen(command, cwd=repository, env=git_environment(),
+                             stdin=subprocess.PIPE) as importer:
+        try:
+            write_fast_import(project, plain.stdout, importer.stdin, wanted, texts)
+            importer.stdin.close()
+        except (tarfile.TarError, EOFError) as error:
+            importer.kill()
+            raise TreeError(f"{tarball} does not unpack: {error}") from error
+        except BaseException:
+            importer.kill()
+            plain.kill()
+            raise
+        plain.stdout.read()
+        if plain.wait() != 0:
+            raise TreeError(f"{tarball} does not unpack")
+        if importer.wait() != 0:
+            raise TreeError(f"git fast-import of {tarball} failed")
+
+
+def write_fast_import(project, archive, out, wanted, texts):
+    """The stream for git fast-import; `texts` gets the content of the `wanted` files."""
+    seen = {}   # path: (mode, mark), for hard links
+    mark = 0
+    with tarfile.open(fileobj=archive, mode="r|", errorlevel=2) as tar:
+        for member in tar:
+            path = member.name.lstrip("./").partition("/")[2].encode(errors="surrogateescape")
+            if not path or path.split(b"/")[-1] == b".git":
+                continue
+            if member.islnk():
+                target = member.linkname.lstrip("./").partition("/")[2]
+                seen[path] = seen[target.encode(errors="surrogateescape")]
+                continue
+            if member.issym():
+                mode, data = b"120000", member.linkname.encode(errors="surrogateescape")
+            elif member.isfile():
+                mode = b"100755" if member.mode & 0o100 else b"100644"
+                data = tar.extractfile(member).read()
+            else:
+                continue
+            name = path.decode(errors="surrogateescape")
+            if name in wanted:
+                texts[name] = data.decode(errors="replace")
+            mark += 1
+            seen[path] = (mode, mark)
+            out.write(b"blob\nmark :%d\ndata %d\n" % (mark, len(data)))
+            out.write(data)
+            out.write(b"\n")
+    version = project.version(texts.get)
+    if not re.match(re.escape(project.series) + r"(\.|$)", version):
+        raise TreeError(f"this is {project.title} {version}; this fork needs "
+                        f"{project.series}.x")
+    message = f"{project.title} {version}\n".encode()
+    who = f"{NAME} <{EMAIL}> {BASE_SECONDS} +0000".encode()
+    out.write(b"commit refs/heads/kintsugi\nauthor %s\ncommitter %s\ndata %d\n%s"
+              % (who, who, len(message), message))
+    for path, (mode, number) in seen.items():
+        quoted = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
+        out.write(b'M %s :%d "%s"\n' % (mode, number, quoted))
+    out.write(b"\nreset refs/tags/base\nfrom refs/heads/kintsugi\n\n")
 
 
 # --- The series and the overlay in the repository --------------------------------------------
@@ -212,9 +329,11 @@ def remove_empty_parents(path, stop):
 class SourceTree:
     """One tree and the part of the repository it is made from."""
 
-    def __init__(self, repo, tree):
-        self.patches = repo / "patches"
-        self.overlay = repo / "overlay"
+    def __init__(self, project, repo, tree):
+        self.project = project
+        self.make = f"make {project.name}"   # the start of our targets' names
+        self.patches = (repo / project.patches).resolve()
+        self.overlay = repo / project.overlay if project.overlay else None
         self.tree = tree
         self.git = Git(tree)
         self.state_path = tree / ".git" / "kintsugi.json"
@@ -273,15 +392,15 @@ class SourceTree:
                 fields = dict(line.split(": ", 1) for line in info.splitlines() if ": " in line)
                 if not {"Author", "Email", "Subject", "Date"} <= set(fields):
                     raise TreeError(f"{self.patches / name} is not a git format-patch file")
-                self.git("apply", "--cached", "--whitespace=nowarn", "--check", f"{temp}/diff",
-                         env=index, check=False)
+                self.git("apply", "--cached", "--whitespace=nowarn", f"{temp}/diff", env=index,
+                         check=False)   # all of it or nothing
                 if self.git.returncode != 0:
                     raise TreeError(
-                        f"{name} does not apply with zero fuzz to QEMU {self.base_version()}:\n"
-                        + self.why_not(f"{temp}/diff", index))
-                self.git("apply", "--cached", "--whitespace=nowarn", f"{temp}/diff", env=index)
-                added = self.git.lines("diff-index", "--cached", "-z", "--name-only",
-                                       "--diff-filter=A", parent, env=index)
+                        f"{name} does not apply with zero fuzz to {self.project.title} "
+                        f"{self.base_version()}:\n" + self.why_not(f"{temp}/diff", index))
+                added = self.git.lines(
+                    "diff-index", "--cached", "-z", "--name-only", "--diff-filter=A", parent,
+                    env=index) if self.overlay else []
                 if added:
                     raise TreeError(f"{name} adds {', '.join(added)}: new files belong in "
                                     f"{self.overlay}")
@@ -304,10 +423,10 @@ class SourceTree:
         return done.stderr.rstrip()
 
     def base_version(self):
-        return self.git("show", "base:VERSION").strip()
+        return self.project.version(lambda path: self.git("show", f"base:{path}", check=False))
 
     def create(self, tarball, digest):
-        base = base_repository(tarball, digest)
+        base = base_repository(self.project, tarball, digest)
         say(f"checking it out to {self.tree}")
         temp = self.tree.with_name(f".{self.tree.name}.new")
         shutil.rmtree(temp, ignore_errors=True)
@@ -341,15 +460,15 @@ class SourceTree:
             say(f"{self.tree} is not a whole tree of ours: making it again")
             shutil.rmtree(self.tree)
         if not self.tree.exists():
-            tarball = find_tarball()
+            tarball = find_tarball(self.project)
             self.create(tarball, sha256(tarball))
         self.load()
         entries, _ = read_series(self.patches)
         names = [name for _, name in entries]
         digest = series_hash(self.patches, names)
         tarball_digest = self.state["tarball"]
-        if os.environ.get("QEMU_TARBALL"):
-            tarball = find_tarball()
+        if os.environ.get(self.project.variable):
+            tarball = find_tarball(self.project)
             tarball_digest = sha256(tarball)
         rebase = tarball_digest != self.state["tarball"]
         if digest != self.state["series"] or rebase or force:
@@ -362,7 +481,7 @@ class SourceTree:
     def update_commits(self, names, digest, new_base, force):
         old_base = self.git("rev-parse", "base").strip()
         if new_base:
-            base = base_repository(find_tarball(), new_base)
+            base = base_repository(self.project, find_tarball(self.project), new_base)
             self.git("fetch", "-q", "--force", str(base), "refs/tags/base:refs/tags/base")
         try:
             new = self.apply_series(names)
@@ -370,9 +489,9 @@ class SourceTree:
             if edited and not force and self.tree_of(new) != self.tree_of("HEAD"):
                 raise TreeError(
                     f"{self.patches} changed, but {self.tree} has edits that are not in it "
-                    "(see `git log base..` and `git status` there). Either `make qemu-refresh` "
+                    f"(see `git log base..` and `git status` there). Either `{self.make}-refresh` "
                     "first and merge the two with git, or throw the tree's edits away with "
-                    "`make qemu-tree FORCE=1`")
+                    f"`{self.make}-tree FORCE=1`")
         except TreeError:
             self.git("tag", "-f", "base", old_base)
             raise
@@ -384,10 +503,13 @@ class SourceTree:
         else:
             self.git("reset", "-q", "--keep", new)
         self.state["series"], self.state["head"] = digest, new
-        say(f"{len(names)} patches applied to QEMU {self.base_version()}")
+        say(f"{len(names)} patches applied to {self.project.title} {self.base_version()}")
 
     def update_overlay(self, force):
         """Three-way: repository, tree, and what they last agreed on."""
+        if not self.overlay:
+            self.write_exclude()
+            return 0
         repo, agreed = overlay_files(self.overlay), {}
         recorded = self.state["overlay"] if self.overlay_in_tree() else {}  # {}: git clean -x
         upstream = set(self.git.lines("ls-tree", "-r", "-z", "--name-only", "base", "--",
@@ -419,7 +541,7 @@ class SourceTree:
             raise TreeError(
                 "changed both in the repository and in the tree, in different ways: "
                 + ", ".join(conflicts) + f". Make {self.overlay} and {self.tree} agree, or take "
-                "the repository's with `make qemu-tree FORCE=1`")
+                f"the repository's with `{self.make}-tree FORCE=1`")
         self.state["overlay"] = agreed
         self.write_exclude()
         if changed:
@@ -446,7 +568,7 @@ class SourceTree:
     def refresh(self):
         """Carries the tree's changes to the repository."""
         if not self.state_path.exists():
-            raise TreeError(f"{self.tree} does not exist yet: `make qemu-tree`")
+            raise TreeError(f"{self.tree} does not exist yet: `{self.make}-tree`")
         self.load()
         if self.in_progress():
             raise TreeError(f"finish or abort what is going on in {self.tree}: "
@@ -462,9 +584,14 @@ class SourceTree:
         if repo_changed and tree_changed:
             raise TreeError(f"both {self.patches} and the commits in {self.tree} changed since "
                             "they last agreed: merge them with git")
-        added = self.git.lines("diff", "-z", "--name-only", "--no-renames", "--diff-filter=A",
-                               "base", "HEAD")
-        self.refresh_overlay(added)
+        added = []
+        if self.overlay:
+            added = self.git.lines("diff", "-z", "--name-only", "--no-renames",
+                                   "--diff-filter=A", "base", "HEAD")
+            self.refresh_overlay(added)
+        elif self.untracked():
+            raise TreeError(f"commit or remove these new files in {self.tree} first: "
+                            + ", ".join(self.untracked()))
         if not repo_changed:
             self.export(entries, trailer, added)
         self.save()
@@ -477,7 +604,7 @@ class SourceTree:
         repo = overlay_files(self.overlay)
         if recorded and not tree:
             raise TreeError(f"no overlay file is left in {self.tree} (git clean -x?): "
-                            "`make qemu-tree` puts them back")
+                            f"`{self.make}-tree` puts them back")
         new = sorted(set(added) | set(self.untracked()))
         for path in new:
             tree[path] = sha256(self.tree / path)
@@ -578,7 +705,7 @@ class SourceTree:
                 git("checkout", "-q", "-f", "--detach", commit)
                 return
             shutil.rmtree(target)
-        say(f"checking out unpatched QEMU {self.base_version()} to {target}")
+        say(f"checking out unpatched {self.project.title} {self.base_version()} to {target}")
         self.git("worktree", "prune")
         self.git("worktree", "add", "-q", "--detach", str(target), commit)
 
@@ -586,13 +713,16 @@ class SourceTree:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("tree", "refresh", "status", "stock"))
-    parser.add_argument("--repo", type=pathlib.Path, default=ROOT / "qemu",
-                        help="directory with patches/ and overlay/ (default: qemu)")
-    parser.add_argument("--tree", type=pathlib.Path, default=ROOT / "build" / "qemu",
-                        help="the git tree (default: build/qemu)")
+    parser.add_argument("--project", choices=PROJECTS, default="qemu")
+    parser.add_argument("--repo", type=pathlib.Path,
+                        help="the project's directory in the repository (default: its own)")
+    parser.add_argument("--tree", type=pathlib.Path, help="the git tree (default: build/PROJECT)")
     parser.add_argument("--force", action="store_true", help="throw away edits in the tree")
     args = parser.parse_args()
-    tree = SourceTree(args.repo.resolve(), args.tree.resolve())
+    project = PROJECTS[args.project]
+    say.project = project.name
+    tree = SourceTree(project, (args.repo or ROOT / project.repo).resolve(),
+                      (args.tree or ROOT / "build" / project.name).resolve())
     tree.tree.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(tree.tree.with_name(f".{tree.tree.name}.lock"), "w", encoding="utf-8") as lock:
@@ -605,12 +735,12 @@ def main():
                 tree.stock(tree.tree.with_name(f"{tree.tree.name}-stock"))
             else:
                 if not tree.state_path.exists():
-                    raise TreeError(f"{tree.tree} does not exist yet: `make qemu-tree`")
+                    raise TreeError(f"{tree.tree} does not exist yet: `{tree.make}-tree`")
                 edits = tree.edits()
                 print("\n".join(edits) if edits else "the tree is as the repository says")
                 return 3 if edits else 0
     except TreeError as error:
-        print(f"[qemu-tree] error: {error}", file=sys.stderr)
+        print(f"[{project.name}-tree] error: {error}", file=sys.stderr)
         return 1
     return 0
 
