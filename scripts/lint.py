@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Runs the linters: clang-format, clang-tidy, QEMU's checkpatch, shellcheck, Python's compiler.
+"""Runs the linters: clang-format, clang-tidy, QEMU's and Linux's checkpatch, shellcheck, Python's
+compiler.
 
     lint.py             all of them; one result each goes to build/results/lint.txt
     lint.py --format    lay out the C++ instead
@@ -23,6 +24,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "qemu"
+LINUX_TREE = ROOT / "build" / "linux"
 COMPILE_COMMANDS = ROOT / "build" / "cmake" / "compile_commands.json"
 CXX_DIRECTORIES = ("lib", "memserver", "tools", "tests/unit", "tests/fuzz", "tests/bench")
 CXX_SUFFIXES = (".cc", ".h")
@@ -146,6 +148,16 @@ def checkpatch_patches():
                 "--patch", *patches], cwd=TREE)
 
 
+def checkpatch_linux():
+    patches = sorted((ROOT / "linux-patches").glob("*.patch"))
+    if not patches:
+        return None, "no patches"
+    # MAINTAINERS is upstream's to change.
+    return run(["perl", "scripts/checkpatch.pl", "--strict", "--terse", "--no-signoff",
+                "--no-summary", "--ignore", "FILE_PATH_CHANGES", "--patch", *patches],
+               cwd=LINUX_TREE)
+
+
 def shell_scripts():
     found = []
     for directory in ("scripts", ".ci", "tests"):
@@ -178,7 +190,8 @@ def python_compiles():
 
 CHECKS = [("clang-format", clang_format), ("clang-tidy", clang_tidy),
           ("checkpatch: overlay", checkpatch_overlay), ("checkpatch: patches", checkpatch_patches),
-          ("shellcheck", shellcheck), ("python", python_compiles)]
+          ("checkpatch: Linux", checkpatch_linux), ("shellcheck", shellcheck),
+          ("python", python_compiles)]
 
 
 def main():

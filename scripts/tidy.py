@@ -150,9 +150,9 @@ def series_listed(repo):
 
 
 def patch_headers(repo):
-    """A patch says why it is not upstream, is signed off by nobody, and adds no file."""
+    """A patch says why it is not upstream, is signed off by nobody, and adds no file to QEMU."""
     for name in repo.files:
-        if not re.match(r"qemu/patches/.*\.patch$", name):
+        if not re.match(r"(qemu/patches|linux-patches)/.*\.patch$", name):
             continue
         head, _, body = repo.text(name).partition("\n---\n")
         if not re.search(r"^Upstream: \S", head, re.M):
@@ -161,7 +161,7 @@ def patch_headers(repo):
             yield f"{name}: has a Signed-off-by"
         if not re.search(r"^Subject: \[PATCH\] (\S+: )+[A-Z]", head, re.M):
             yield f"{name}: the subject is not `area: Imperative summary`"
-        if re.search(r"^new file mode", body, re.M):
+        if name.startswith("qemu/") and re.search(r"^new file mode", body, re.M):
             yield f"{name}: adds a file; new files belong in qemu/overlay"
 
 
