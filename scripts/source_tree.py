@@ -643,6 +643,8 @@ class SourceTree:
                 comments.setdefault(unnumbered(name), lines)
             kept = {unnumbered(name) for name in new}
             text, carried = [], []
+            if not entries:   # the comments of an empty series are its head
+                carried, trailer = trailer, []
             order = [unnumbered(name) for _, name in entries]
             for name in new:
                 # A section's comment goes on to the next patch when its own one is gone.
@@ -652,7 +654,7 @@ class SourceTree:
                     order.pop(0)
                 text += carried + comments.pop(unnumbered(name), []) + [name]
                 carried = []
-            text += trailer
+            text += carried + trailer
             self.patches.mkdir(parents=True, exist_ok=True)
             for name in new:
                 target = self.patches / name

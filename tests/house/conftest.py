@@ -23,32 +23,39 @@ UPSTREAM = {
 class House:
     """One repository (qemu/patches, qemu/overlay), its tree, and the command that joins them."""
 
+    UPSTREAM, TOP = UPSTREAM, "qemu-10.0.99"
+    VARIABLE, ARGUMENTS = "QEMU_TARBALL", ()
+
     def __init__(self, directory):
         self.directory = directory
         self.repo = directory / "repo"
         self.tree = directory / "tree"
+        self.repo.mkdir()
+        self.place()
+        self.tarball = self.make_tarball(self.UPSTREAM)
+        self.env = dict(os.environ, XDG_CACHE_HOME=str(directory / "cache"))
+        self.env[self.VARIABLE] = str(self.tarball)
+
+    def place(self):
         self.patches = self.repo / "patches"
         self.overlay = self.repo / "overlay"
-        self.patches.mkdir(parents=True)
+        self.patches.mkdir()
         self.overlay.mkdir()
-        self.tarball = self.make_tarball(UPSTREAM)
-        self.env = dict(os.environ, XDG_CACHE_HOME=str(directory / "cache"),
-                        QEMU_TARBALL=str(self.tarball))
 
-    def make_tarball(self, files, name="qemu.tar.xz"):
-        source = self.directory / "upstream" / "qemu-10.0.99"
+    def make_tarball(self, files, name="source.tar.xz"):
+        source = self.directory / "upstream" / self.TOP
         for path, text in files.items():
             (source / path).parent.mkdir(parents=True, exist_ok=True)
             (source / path).write_text(text, encoding="utf-8")
         path = self.directory / name
         with tarfile.open(path, "w:xz") as tar:
-            tar.add(source, arcname="qemu-10.0.99")
+            tar.add(source, arcname=self.TOP)
         return path
 
     def run(self, *args):
         return subprocess.run(
-            [str(ROOT / "scripts" / "source_tree.py"), *args, "--repo", str(self.repo),
-             "--tree", str(self.tree)],
+            [str(ROOT / "scripts" / "source_tree.py"), *args, *self.ARGUMENTS,
+             "--repo", str(self.repo), "--tree", str(self.tree)],
             env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             check=False)
 
@@ -83,6 +90,36 @@ class House:
         return {str(path.relative_to(self.tree)): path.stat().st_mtime_ns
                 for path in self.tree.rglob("*")
                 if path.is_file() and ".git" not in path.relative_to(self.tree).parts}
+
+
+class LinuxHouse(House):
+    """The same for Linux: the series lies in the repository's directory, and has no overlay."""
+
+    UPSTREAM = {
+        "Makefile": "# SPDX-License-Identifier: GPL-2.0\nVERSION = 6\nPATCHLEVEL = 12\n"
+                    "SUBLEVEL = 99\nEXTRAVERSION =\n",
+        "mm/ksm.c": "".join(f"int line_{n};\n" for n in range(40)),
+        "scripts/run.sh": "#!/bin/sh\n",
+        ".gitignore": "*.o\n",
+    }
+    TOP, VARIABLE, ARGUMENTS = "linux-source-6.12", "LINUX_TARBALL", ("--project", "linux")
+
+    def place(self):
+        self.patches = self.repo
+        (self.repo / "config").mkdir()
+        (self.repo / "config" / "host.config").write_text("CONFIG_KVM=y\n", encoding="utf-8")
+        (self.repo / "series").write_text("# In this order.\n", encoding="utf-8")
+
+    def add(self, path, text, subject):
+        """Commits a new file."""
+        self.write(self.tree, path, text)
+        self.git("add", path)
+        self.git("commit", "-q", "-m", f"{subject}\n\nWhy.\n\nUpstream: N/A, a test.")
+
+
+@pytest.fixture
+def linux(tmp_path):
+    return LinuxHouse(tmp_path)
 
 
 @pytest.fixture

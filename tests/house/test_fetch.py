@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """scripts/debian_fetch.py: which mirror it takes from a machine's settings, and its cache."""
 
+import subprocess
+
 import debian_fetch
 import pytest
 
@@ -107,3 +109,31 @@ def test_qemu_tarball_that_does_not_exist_is_an_error(monkeypatch):
     monkeypatch.setenv("QEMU_TARBALL", "no/such/file")
     with pytest.raises(debian_fetch.FetchError, match="no such file"):
         debian_fetch.qemu_tarball()
+
+
+def test_security_updates_come_from_the_security_archive(tmp_path):
+    text = DEB822 + "Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg\n"
+    uri, _ = debian_fetch.security_archive(etc(tmp_path, debian__sources=text), "bookworm", {})
+    assert uri == "http://mirror.example/debian-security"
+
+
+def test_linux_tarball_is_taken_out_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("LINUX_TARBALL", raising=False)
+    root = tmp_path / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: linux-source-6.12\nVersion: 6.12.99-1\nArchitecture: all\n"
+        "Maintainer: nobody <nobody@localhost.invalid>\nDescription: a test\n", encoding="utf-8")
+    tarball = root / debian_fetch.LINUX_TARBALL
+    tarball.parent.mkdir(parents=True)
+    tarball.write_bytes(b"source")
+    deb = tmp_path / "linux-source-6.12_6.12.99-1_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", str(root), str(deb)], check=True,
+                   stdout=subprocess.DEVNULL)
+    cache = debian_fetch.cache_dir()
+    path = debian_fetch.unpack_linux_deb(deb, cache)
+    assert path.read_bytes() == b"source" and path.name.startswith("linux-6.12.99-")
+    assert debian_fetch.linux_tarball() == path
+    with pytest.raises(debian_fetch.FetchError, match="not of Linux 6.12"):
+        debian_fetch.unpack_linux_deb(tmp_path / "linux-source-6.1_6.1.1-1_all.deb", cache)

@@ -62,3 +62,11 @@ def test_finds(repository, check, name, text):
 def test_good_links(repository):
     text = "# A title, here\n[a](README.md) [b](#a-title-here) [c](https://example.org/x)\n"
     assert not found(repository(files={"README.md": text}))
+
+
+def test_patch_for_linux_may_add_a_file(repository):
+    patch = PATCH.replace("--- a/a", "new file mode 100644\n--- a/a")
+    linux = {"linux-patches/0001-a.patch": patch, "linux-patches/series": "0001-a.patch\n"}
+    assert not found(repository(files=linux))
+    linux["linux-patches/0001-a.patch"] = patch.replace("Upstream:", "upstream")
+    assert found(repository(files=linux)) == {"patch_headers": 1}
