@@ -15,6 +15,8 @@ QEMU_CONFIGURE="
     --enable-system
     --enable-tcg
     --enable-kvm
+    --enable-attr
+    --enable-virtfs
     --disable-install-blobs
     --disable-download
     --disable-docs
