@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's own selftests, and those that our patches add, in emulated hosts."""
+
+from __future__ import annotations
+
+import pytest
+from emulated import selftests
+
+ROWS = selftests.read_table()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "amd" in row.hosts],
+                         ids=lambda row: row.name)
+def test_on_amd(row, run_host):
+    outcome = run_host(str(row.path), *row.arguments, timeout_s=row.timeout_s,
+                       cwd=row.path.parent)
+    text = (outcome.stdout + outcome.stderr).decode(errors="replace")
+    print(text)
+    if outcome.status == selftests.SKIPPED:
+        pytest.skip(text.strip().splitlines()[-1] if text.strip() else "it gives no reason")
+    assert outcome.status == 0
