@@ -2,8 +2,10 @@
 # The one entry to everything. `make help` lists the targets.
 #
 # Variables: JOBS=N (parallel compiles), PREFIX= and DESTDIR= (install), SUITE= (bench),
-# QEMU_TARBALL= (a QEMU 10.0 source tarball instead of Debian's), FUZZ_SECONDS= (fuzz),
-# TESTS= (arguments for pytest in test-e2e and test-house), FORCE=1 (qemu-tree).
+# QEMU_TARBALL=, LINUX_TARBALL= (source tarballs of QEMU 10.0, Linux 6.12 instead of Debian's),
+# FUZZ_SECONDS= (fuzz), TESTS= (arguments for pytest in test-e2e, test-hosts and test-house),
+# KERNEL_CONFIG= (a fragment more, for kernel), DEB_CONFIG= (a .config, for kernel-deb),
+# FORCE=1 (qemu-tree, linux-tree).
 
 PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
@@ -12,7 +14,7 @@ SUITE ?=
 TESTS ?=
 PYTHON := /usr/bin/python3
 PYTEST := $(PYTHON) -B -m pytest -o cache_dir=$(CURDIR)/build/pytest
-export JOBS FUZZ_SECONDS
+export JOBS FUZZ_SECONDS KERNEL_CONFIG DEB_CONFIG
 
 # Parts depend on each other through build/; each part is parallel inside.
 .NOTPARALLEL:
@@ -22,7 +24,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^## /{print "\n" substr($$0, 4)} \
-	    /^[a-z][a-z0-9-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	    /^[a-z][a-z0-9-]*:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ## Build
 
@@ -52,9 +54,29 @@ qemu-stock: lib ## the same QEMU without our changes, as rival for the benchmark
 	@scripts/source_tree.py stock
 	@scripts/qemu-build.sh stock
 
+.PHONY: linux-tree linux-refresh kernel kernel-debug kernel-deb selftests
+linux-tree: deps ## make or update build/linux: upstream and our series
+	@scripts/source_tree.py tree --project linux $(if $(FORCE),--force)
+
+linux-refresh: deps ## write what was committed in build/linux back to linux-patches/
+	@scripts/source_tree.py refresh --project linux
+
+kernel: linux-tree ## build/kernel/bzImage, the kernel of the emulated hosts
+	@scripts/kernel-build.sh
+
+kernel-debug: linux-tree ## the same with KASAN, lockdep and the like: build/kernel-debug
+	@scripts/kernel-build.sh debug
+
+kernel-deb: linux-tree ## Debian packages for real hosts, of defconfig with linux-patches/config
+	@scripts/kernel-deb.sh
+
+selftests: kernel ## the kernel's selftests named in tests/hosts/selftests.txt
+	@scripts/selftests-build.py
+
 ## Test
 
-.PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-e2e test
+.PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-e2e test-hosts
+.PHONY: test-hosts-debug test
 check: deps ## unit tests: no root, no network, under two minutes
 	@scripts/check.sh cmake
 
@@ -78,6 +100,15 @@ test-e2e: all ## end-to-end tests with real guests; TESTS="-k name" picks
 	@mkdir -p build/results
 	@$(PYTEST) -v tests/e2e --junitxml=build/results/test-e2e.xml $(TESTS)
 
+test-hosts: qemu kernel selftests ## emulated hosts, and the kernel's selftests in them
+	@mkdir -p build/results
+	@$(PYTEST) -v tests/hosts --junitxml=build/results/test-hosts.xml $(TESTS)
+
+test-hosts-debug: qemu kernel-debug selftests ## the same on the kernel that checks itself
+	@mkdir -p build/results
+	@KINTSUGI_HOST_KERNEL=build/kernel-debug/bzImage $(PYTEST) -v tests/hosts \
+	    --junitxml=build/results/test-hosts-debug.xml $(TESTS)
+
 test: deps ## everything; the last line is "N passed, N failed, N skipped"
 	@scripts/test-all
 
@@ -96,7 +127,7 @@ bench-check: ## name each figure of build/bench/results.json that misses its goa
 ## Style
 
 .PHONY: lint format tidy
-lint: lib qemu-tree ## clang-format, clang-tidy, QEMU's checkpatch, shellcheck
+lint: lib qemu-tree linux-tree ## clang-format, clang-tidy, both checkpatches, shellcheck
 	@scripts/lint.py
 
 format: deps ## lay out the C++ with clang-format
@@ -111,12 +142,15 @@ tidy: ## what no other linter sees: long lines, orphan files, dead links
 install: memserver ## memory server, man page and systemd unit: PREFIX=, DESTDIR=
 	@DESTDIR="$(DESTDIR)" cmake --install build/cmake --prefix "$(PREFIX)"
 
-clean: ## remove what was built, keep build/qemu
+clean: ## remove what was built, keep build/qemu and build/linux
 	@if [ -d build ]; then \
-	    find build -mindepth 1 -maxdepth 1 ! -name qemu ! -name ".*.lock" -exec rm -rf {} +; fi
+	    find build -mindepth 1 -maxdepth 1 ! -name qemu ! -name linux ! -name ".*.lock" \
+	        -exec rm -rf {} +; fi
 
-distclean: ## remove build/; refuses while build/qemu has edits of yours, unless FORCE=1
-	@if [ -d build/qemu/.git ] && [ -z "$(FORCE)" ]; then \
-	    scripts/source_tree.py status || { \
-	    echo "[distclean] build/qemu has edits: make qemu-refresh, or FORCE=1" >&2; exit 1; }; fi
+distclean: ## remove build/; refuses while a source tree has edits of yours, unless FORCE=1
+	@for name in qemu linux; do \
+	    if [ -d build/$$name/.git ] && [ -z "$(FORCE)" ]; then \
+	        scripts/source_tree.py status --project $$name || { \
+	        echo "[distclean] build/$$name has edits: make $$name-refresh, or FORCE=1" >&2; \
+	        exit 1; }; fi; done
 	@rm -rf build
