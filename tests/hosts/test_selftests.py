@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import pytest
-from emulated import selftests
+from emulated import host, selftests
 
 ROWS = selftests.read_table()
+# Those of mm use what huge pages they find.
+CONFIGS = {"mm": host.HostConfig(append=("hugepages=256",))}
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "amd" in row.hosts],
                          ids=lambda row: row.name)
 def test_on_amd(row, run_host):
     outcome = run_host(str(row.path), *row.arguments, timeout_s=row.timeout_s,
-                       cwd=row.path.parent)
+                       cwd=row.path.parent, config=CONFIGS.get(row.collection))
     text = (outcome.stdout + outcome.stderr).decode(errors="replace")
     print(text)
     if outcome.status == selftests.SKIPPED:
