@@ -7,8 +7,13 @@ import pytest
 from emulated import host, selftests
 
 ROWS = selftests.read_table()
-# Those of mm use what huge pages they find.
-CONFIGS = {"mm": host.HostConfig(append=("hugepages=256",))}
+# Two ranges for /dev/tiermem, which the kernel is kept from using as RAM.
+TIERMEM = ("memmap=16M$0x10000000,16M$0x12000000",
+           "tiermem.ranges=16M@0x10000000,16M@0x12000000")
+# Tests use what huge pages they find.
+CONFIGS = {"mm": host.HostConfig(append=("hugepages=256",)),
+           "kvm": host.HostConfig(append=("hugepages=8", *TIERMEM)),
+           "tiermem": host.HostConfig(append=TIERMEM)}
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if "amd" in row.hosts],
