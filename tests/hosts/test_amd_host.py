@@ -110,8 +110,8 @@ def test_command_line_tells_a_panic_and_a_time_limit():
     done = subprocess.run([str(RUN), "--", "sh", "-c", "echo c > /proc/sysrq-trigger"],
                           stderr=subprocess.PIPE, check=False)
     assert done.returncode == host.STATUS_HOST and b"kernel panicked" in done.stderr
-    done = subprocess.run([str(RUN), "--timeout", "2", "--", "true"], stderr=subprocess.PIPE,
-                          check=False)
+    done = subprocess.run([str(RUN), "--timeout", "2", "--", "sleep", "1000"],
+                          stderr=subprocess.PIPE, check=False)
     assert done.returncode == host.STATUS_TIMEOUT and b"not done after 2 s" in done.stderr
 
 
