@@ -69,8 +69,9 @@ fi
 
 # Configured once for a set of options and of the files that configure and meson read.
 # shellcheck disable=SC2086
-key=$({ echo $QEMU_CONFIGURE "$root"; cat "$source/configure" "$source/pythondeps.toml" build/cmake/kintsugi.pc; } |
-    sha256sum | cut -d' ' -f1)
+key=$({ echo $QEMU_CONFIGURE "$root"
+        cat "$source/configure" "$source/pythondeps.toml" build/cmake/kintsugi.pc
+    } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$build/.configured" 2>/dev/null)" != "$key" ]; then
     rm -rf "$build"
     mkdir -p "$build"
