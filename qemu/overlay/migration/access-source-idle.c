@@ -18,11 +18,13 @@
 /* Documentation/admin-guide/mm/pagemap.rst */
 #define PAGEMAP_PRESENT (1ULL << 63)
 #define PAGEMAP_PFN     ((1ULL << 55) - 1)
+#define KPF_LRU         (1ULL << 5)
 #define KPF_TAIL        (1ULL << 16)
 #define KPF_THP         (1ULL << 22)
 /* Pages of a transparent huge page */
 #define THP_PAGES 512
 #define ENTRIES 4096
+#define NO_PFN UINT64_MAX
 
 typedef struct IdleSource {
     int bitmap;
@@ -33,6 +35,12 @@ typedef struct IdleSource {
     uint64_t word;
     uint64_t to_set;
     bool word_valid;
+    /* What was found out about the huge page that starts here */
+    uint64_t head;
+    bool head_accessed;
+    /* Flags of 64 page frames from here on */
+    uint64_t flags_first;
+    uint64_t page_flags[64];
     uint64_t pagemap_entries[ENTRIES];
 } IdleSource;
 
@@ -45,12 +53,6 @@ static bool idle_check(Error **errp)
         return false;
     }
     return true;
-}
-
-static bool read_word(int fd, uint64_t index, uint64_t *word)
-{
-    return pread(fd, word, sizeof(*word), index * sizeof(*word)) ==
-           sizeof(*word);
 }
 
 /* Sets the flags of the word that is being left. */
@@ -71,7 +73,9 @@ static bool enter_word(IdleSource *s, uint64_t index)
     if (s->word_valid && s->word_index == index) {
         return true;
     }
-    if (!leave_word(s) || !read_word(s->bitmap, index, &s->word)) {
+    if (!leave_word(s) ||
+        pread(s->bitmap, &s->word, sizeof(s->word),
+              index * sizeof(s->word)) != sizeof(s->word)) {
         return false;
     }
     s->word_index = index;
@@ -79,16 +83,48 @@ static bool enter_word(IdleSource *s, uint64_t index)
     return true;
 }
 
-/* Only the first page of a folio has a flag. */
-static uint64_t head_of(IdleSource *s, uint64_t pfn)
+static uint64_t flags_of(IdleSource *s, uint64_t pfn)
 {
-    uint64_t flags;
+    uint64_t first = QEMU_ALIGN_DOWN(pfn, 64);
 
-    if (pfn % THP_PAGES && read_word(s->flags, pfn, &flags) &&
-        (flags & KPF_TAIL) && (flags & KPF_THP)) {
-        return pfn / THP_PAGES * THP_PAGES;
+    if (s->flags_first != first) {
+        s->flags_first = first;
+        if (pread(s->flags, s->page_flags, sizeof(s->page_flags),
+                  first * sizeof(uint64_t)) != sizeof(s->page_flags)) {
+            memset(s->page_flags, 0, sizeof(s->page_flags));
+        }
     }
-    return pfn;
+    return s->page_flags[pfn - first];
+}
+
+/*
+ * Tells whether a page was accessed, and sets its idle flag.  Only the first
+ * page of a huge one has a flag, and only pages that reclaim knows: not the
+ * zero page.
+ */
+static bool idle_page(IdleSource *s, uint64_t pfn, bool *accessed)
+{
+    uint64_t flags = flags_of(s, pfn);
+    bool tail = (flags & KPF_TAIL) && (flags & KPF_THP);
+    uint64_t bit;
+
+    *accessed = false;
+    if (tail) {
+        pfn = QEMU_ALIGN_DOWN(pfn, THP_PAGES);
+    } else if (!(flags & KPF_LRU)) {
+        return true;
+    }
+    if (pfn != s->head) {
+        if (!enter_word(s, pfn / 64)) {
+            return false;
+        }
+        bit = 1ULL << (pfn % 64);
+        s->head_accessed = !(s->word & bit);
+        s->head = pfn;
+        s->to_set |= bit;
+    }
+    *accessed = s->head_accessed;
+    return true;
 }
 
 /* @words may be NULL: flags are set and what they were is not told. */
@@ -97,6 +133,8 @@ static bool idle_scan(IdleSource *s, uint8_t *host, uint64_t pages,
 {
     uint64_t first_entry = (uintptr_t)host / KS_PAGE_SIZE;
 
+    /* Frames may have changed hands since the last scan. */
+    s->head = s->flags_first = NO_PFN;
     for (uint64_t page = 0; page < pages; page += ENTRIES) {
         uint64_t n = MIN(pages - page, ENTRIES);
         ssize_t bytes = n * sizeof(uint64_t);
@@ -108,21 +146,18 @@ static bool idle_scan(IdleSource *s, uint8_t *host, uint64_t pages,
         }
         for (uint64_t i = 0; i < n; i++) {
             uint64_t pfn = s->pagemap_entries[i] & PAGEMAP_PFN;
-            uint64_t bit;
+            bool accessed;
 
             if (!(s->pagemap_entries[i] & PAGEMAP_PRESENT) || !pfn) {
                 continue;
             }
-            pfn = head_of(s, pfn);
-            bit = 1ULL << (pfn % 64);
-            if (!enter_word(s, pfn / 64)) {
+            if (!idle_page(s, pfn, &accessed)) {
                 error_setg_errno(errp, errno, IDLE_BITMAP);
                 return false;
             }
-            if (words && !(s->word & bit)) {
+            if (words && accessed) {
                 set_bit(page + i, (unsigned long *)words);
             }
-            s->to_set |= bit;
         }
     }
     if (!leave_word(s)) {

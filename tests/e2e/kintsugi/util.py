@@ -30,9 +30,15 @@ class DeadlineError(HarnessError):
 
 
 class Deadline:
-    """A point in time until which something may be waited for."""
+    """A point in time until which something may be waited for.
+
+    On an emulated host all is slower by this factor, waiting too: KINTSUGI_PATIENCE.
+    """
+
+    PATIENCE = float(os.environ.get("KINTSUGI_PATIENCE", "1"))
 
     def __init__(self, seconds: float) -> None:
+        seconds *= self.PATIENCE
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
