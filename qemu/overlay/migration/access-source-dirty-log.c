@@ -114,7 +114,6 @@ const AccessSourceOps access_source_dirty_log = {
     .sees = "writes, by vCPUs and by devices",
     .misses = "reads; everything while a migration runs. Keeps KVM from "
               "mapping huge pages",
-    .needs_bql = true,
     .check = dirty_log_check,
     .start = dirty_log_start,
     .begin = dirty_log_begin,

@@ -17,8 +17,6 @@ typedef struct AccessSourceOps {
     AccessSource source;
     const char *sees;
     const char *misses;
-    /* The BQL is needed for some of it. */
-    bool needs_bql;
     /* Whether this host and accelerator have it; without side effects. */
     bool (*check)(Error **errp);
     /* Begins to watch the RAM of @layout, which lives until stop(). */
