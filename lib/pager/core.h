@@ -101,7 +101,7 @@ struct PagerCore {
   std::int64_t evict_to = 0;        // and goes on until resident is here
 
   std::atomic<std::int64_t> resident{0};  // Local, or room taken for a fetch
-  std::atomic<std::int64_t> queued{0};    // staged for eviction
+  std::atomic<std::int64_t> queued{0};    // staged for eviction, or about to be
   std::atomic<std::int64_t> zero{0};      // Zero
 
   std::atomic<bool> stopping{false};
@@ -131,15 +131,21 @@ struct PagerCore {
 
   // Takes room for pages to come, if that leaves no more than `bound` in use.
   [[nodiscard]] bool take_room(std::int64_t pages, std::int64_t bound) {
-    const std::int64_t now = resident.fetch_add(pages, std::memory_order_acq_rel) + pages +
-                             queued.load(std::memory_order_acquire);
-    if (now > bound) {
-      resident.fetch_sub(pages, std::memory_order_acq_rel);
-      return false;
-    }
+    std::int64_t here = resident.load(std::memory_order_acquire);
+    do {
+      if (here + pages + queued.load(std::memory_order_acquire) > bound) return false;
+    } while (!resident.compare_exchange_weak(here, here + pages, std::memory_order_acq_rel));
     return true;
   }
   void give_room(std::int64_t pages) { resident.fetch_sub(pages, std::memory_order_acq_rel); }
+  // On E: pages on their way out count as queued before they stop to count as resident, so that
+  // take_room() never finds less in use than there is.
+  void begin_taking(std::int64_t pages) {
+    queued.fetch_add(pages, std::memory_order_acq_rel);
+    give_room(pages);
+  }
+  // Of these, the ones that have no content in the queue after all.
+  void not_taken(std::int64_t pages) { queued.fetch_sub(pages, std::memory_order_acq_rel); }
   [[nodiscard]] std::int64_t in_use() const {
     return resident.load(std::memory_order_acquire) + queued.load(std::memory_order_acquire);
   }

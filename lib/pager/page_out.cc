@@ -85,11 +85,12 @@ class MovePageOut final : public PageOut {
       const auto place = static_cast<unsigned>(std::countr_zero(left));
       if (core_.map.try_begin_evict(first + PageCount{place}, server)) begun |= bits(place, 1);
     }
-    core_.give_room(std::popcount(begun));
+    core_.begin_taking(std::popcount(begun));
     TakenPages taken;
     for_each_run(core_, first, begun, [&](unsigned from, unsigned count) {
       move_run(frame, index, first, from, count, &taken);
     });
+    core_.not_taken(std::popcount(begun & ~taken.staged));
     return taken;
   }
 
@@ -107,7 +108,6 @@ class MovePageOut final : public PageOut {
           result.error == 0 ? end - at : static_cast<unsigned>(result.done_bytes >> kPageShift);
       if (moved > 0) {
         taken->staged |= bits(at, moved);
-        core_.queued.fetch_add(moved, std::memory_order_acq_rel);
         frame.staged.store(taken->staged, std::memory_order_release);
         unmapped(first, at, moved);
         at += moved;
@@ -182,11 +182,12 @@ class WriteProtectPageOut final : public PageOut {
       const auto place = static_cast<unsigned>(std::countr_zero(left));
       if (core_.map.try_begin_evict_wp(first + PageCount{place}, server)) begun |= bits(place, 1);
     }
-    core_.give_room(std::popcount(begun));
+    core_.begin_taking(std::popcount(begun));
     TakenPages taken;
     for_each_run(core_, first, begun, [&](unsigned from, unsigned count) {
       take_run(frame, index, first, from, count, &taken);
     });
+    core_.not_taken(std::popcount(begun & ~taken.staged));
     return taken;
   }
 
@@ -245,7 +246,6 @@ class WriteProtectPageOut final : public PageOut {
     // Only now: until madvise() returns, another CPU may still read the old page, and must not run
     // beside one that writes to a new one.
     taken->staged |= bits(from + at, run);
-    core_.queued.fetch_add(run, std::memory_order_acq_rel);
     frame.staged.store(taken->staged, std::memory_order_release);
     for (unsigned i = 0; i < run; i++) {
       [[maybe_unused]] const bool gone = core_.map.unmapped(first + PageCount{from + at + i});

@@ -18,7 +18,7 @@ struct TakenPages {
   unsigned refused = 0;      // pages that the kernel would not give: Local as before
 };
 
-// On E. Pages taken are subtracted from core.resident; what ends up staged is added to core.queued.
+// On E. Pages taken are subtracted from core.resident; those that end up staged stay in core.queued.
 class PageOut {
  public:
   virtual ~PageOut() = default;

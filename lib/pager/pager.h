@@ -81,6 +81,8 @@ struct PagerServerStats {
   std::uint64_t reconnects = 0;
 };
 
+// Read one after the other while pages move: a page on its way may be counted in two places or none.
+// Once nothing moves, resident, remote and zero pages add up to vm_pages.
 struct PagerStats {
   std::uint64_t vm_pages = 0;
   std::uint64_t limit_pages = 0;

@@ -218,6 +218,19 @@ class Rig {
   bool settle() {
     return eventually([&] { return pager_->settled(); });
   }
+  // Counters are read one by one, so what they say together is waited for.
+  bool balances() {
+    return eventually([&] {
+      const PagerStats stats = pager_->stats();
+      return stats.resident_pages + stats.remote_pages + stats.zero_pages == stats.vm_pages;
+    });
+  }
+  bool comes_within_limit() {
+    return eventually([&] {
+      const PagerStats stats = pager_->stats();
+      return stats.resident_pages + stats.queued_pages <= stats.limit_pages;
+    });
+  }
   void expect_page(std::uint64_t i, std::uint64_t generation = 0) {
     EXPECT_EQ(check_pattern(page(i), i, generation), kWords) << "page " << i;
   }

@@ -153,8 +153,8 @@ TEST_P(PageOut, MakesRoomAndLosesNothing) {
   ASSERT_TRUE(rig.settle());
   const PagerStats stats = rig.pager().stats();
   EXPECT_GT(stats.page_outs, 1000U);
-  EXPECT_LE(stats.resident_pages + stats.queued_pages, 256U);
-  EXPECT_EQ(stats.resident_pages + stats.remote_pages + stats.zero_pages, 512U);
+  EXPECT_TRUE(rig.comes_within_limit());
+  EXPECT_TRUE(rig.balances());
   // Every page is in one place: the servers have what is remote, once discards are through.
   EXPECT_TRUE(eventually([&] {
     return rig.server(0).pages() + rig.server(1).pages() == rig.pager().stats().remote_pages;
@@ -258,7 +258,7 @@ TEST_P(PageOut, StressKeepsEveryByte) {
     EXPECT_EQ(wrong, 0U);
     ASSERT_TRUE(rig.settle());
     const PagerStats stats = rig.pager().stats();
-    EXPECT_EQ(stats.resident_pages + stats.remote_pages + stats.zero_pages, options.pages);
+    EXPECT_TRUE(rig.balances());
     RecordProperty("page_ins", static_cast<int>(stats.page_ins + stats.prefetched));
     std::printf(
         "chunk %3lu: %lu faults, %lu page-ins, %lu prefetched, %lu out, %lu from queue, "
