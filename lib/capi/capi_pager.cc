@@ -25,6 +25,8 @@ PageOutMethod to_method(KsPageOut method) {
       return PageOutMethod::kMove;
     case KS_PAGE_OUT_WRITE_PROTECT:
       return PageOutMethod::kWriteProtect;
+    case KS_PAGE_OUT_PAGEOUT:
+      return PageOutMethod::kPageout;
     default:
       return PageOutMethod::kAuto;
   }
@@ -174,7 +176,7 @@ void ks_pager_stats(const KsPager* pager, KsPagerStats* out) {
     out->page_out_p50_ns = stats.page_out_p50_ns;
     out->page_out_p99_ns = stats.page_out_p99_ns;
     out->hard_waits = stats.hard_waits;
-    out->page_out_by_move = stats.method == PageOutMethod::kMove;
+    out->page_out = static_cast<KsPageOut>(stats.method);
     copy_text(out->page_out_reason, sizeof(out->page_out_reason), stats.method_reason);
     out->servers = static_cast<std::uint32_t>(stats.servers.size());
     out->servers_lost = stats.servers_lost;

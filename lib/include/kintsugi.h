@@ -163,6 +163,7 @@ typedef enum KsPageOut {
     KS_PAGE_OUT_AUTO = 0,
     KS_PAGE_OUT_MOVE = 1,          /* UFFDIO_MOVE */
     KS_PAGE_OUT_WRITE_PROTECT = 2, /* write-protect, copy, discard */
+    KS_PAGE_OUT_PAGEOUT = 3,       /* UFFDIO_PAGEOUT of linux-patches/ */
 } KsPageOut;
 
 typedef struct KsServerEvent {
@@ -216,7 +217,7 @@ typedef struct KsPagerStats {
     uint64_t page_in_p50_ns, page_in_p99_ns, page_in_max_ns;
     uint64_t page_out_p50_ns, page_out_p99_ns; /* from unmapping to the server's answer */
     uint64_t hard_waits; /* faults that had to wait for an eviction */
-    bool page_out_by_move;
+    KsPageOut page_out; /* never AUTO */
     char page_out_reason[256]; /* why this method */
     uint32_t servers, servers_lost;
 } KsPagerStats;

@@ -38,13 +38,9 @@ Result<std::unique_ptr<Evictor>> Evictor::create(PagerCore& core) {
 Result<void> Evictor::init() {
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_ < 0) return make_error(errno, "cannot create an epoll instance for the pager");
-  if (core_.method == PageOutMethod::kMove) {
-    method_ = make_move_page_out(core_);
-  } else {
-    Result<std::unique_ptr<PageOut>> method = make_write_protect_page_out(core_);
-    if (!method) return method.error();
-    method_ = std::move(*method);
-  }
+  Result<std::unique_ptr<PageOut>> method = make_page_out(core_);
+  if (!method) return method.error();
+  method_ = std::move(*method);
   lanes_.resize(core_.links.size());
   for (std::size_t i = 0; i < lanes_.size(); i++) {
     Result<FrameReader> reader = FrameReader::create(kReadBuffer_bytes);

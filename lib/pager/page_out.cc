@@ -8,6 +8,7 @@
 #include <array>
 #include <bit>
 #include <cerrno>
+#include <span>
 
 namespace kintsugi {
 namespace {
@@ -74,18 +75,31 @@ class Pagemap {
   const int fd_;
 };
 
+// Marks those of the pages that are local and not in flight as leaving, Unmapping; which.
+std::uint64_t begin_evict(PagerCore& core, PageIndex first, std::uint64_t want, ServerId server) {
+  std::uint64_t begun = 0;
+  for (std::uint64_t left = want; left != 0; left &= left - 1) {
+    const auto place = static_cast<unsigned>(std::countr_zero(left));
+    if (core.map.try_begin_evict(first + PageCount{place}, server)) begun |= bits(place, 1);
+  }
+  core.begin_taking(std::popcount(begun));
+  return begun;
+}
+
+// An Unmapping page that the kernel did not give is local again.
+void refuse(PagerCore& core, PageIndex page, TakenPages* taken) {
+  [[maybe_unused]] const bool local = core.map.cancel_evict(page);
+  core.resident.fetch_add(1, std::memory_order_acq_rel);
+  taken->refused++;
+}
+
 class MovePageOut final : public PageOut {
  public:
   explicit MovePageOut(PagerCore& core) : core_(core) {}
 
   TakenPages take(Staging::Frame& frame, unsigned index, PageIndex first, std::uint64_t want,
                   ServerId server) override {
-    std::uint64_t begun = 0;
-    for (std::uint64_t left = want; left != 0; left &= left - 1) {
-      const auto place = static_cast<unsigned>(std::countr_zero(left));
-      if (core_.map.try_begin_evict(first + PageCount{place}, server)) begun |= bits(place, 1);
-    }
-    core_.begin_taking(std::popcount(begun));
+    const std::uint64_t begun = begin_evict(core_, first, want, server);
     TakenPages taken;
     for_each_run(core_, first, begun, [&](unsigned from, unsigned count) {
       move_run(frame, index, first, from, count, &taken);
@@ -146,7 +160,7 @@ class MovePageOut final : public PageOut {
         default:
           break;
       }
-      refuse(first + PageCount{at}, taken);
+      refuse(core_, first + PageCount{at}, taken);
       at++;
       tries = 0;
     }
@@ -158,12 +172,6 @@ class MovePageOut final : public PageOut {
     for (unsigned i = from; i < from + count; i++) {
       [[maybe_unused]] const bool was_unmapping = core_.map.unmapped(first + PageCount{i});
     }
-  }
-
-  void refuse(PageIndex page, TakenPages* taken) {
-    [[maybe_unused]] const bool local = core_.map.cancel_evict(page);
-    core_.resident.fetch_add(1, std::memory_order_acq_rel);
-    taken->refused++;
   }
 
   PagerCore& core_;
@@ -200,7 +208,7 @@ class WriteProtectPageOut final : public PageOut {
     const std::uint64_t holes = pagemap_.holes(host, count);
     const UffdResult protected_ = core_.uffd->protect(host, count * kPageSize, true);
     if (protected_.error != 0) {
-      for (unsigned i = 0; i < count; i++) refuse(first + PageCount{from + i}, host, i, taken);
+      for (unsigned i = 0; i < count; i++) take_back(first + PageCount{from + i}, host, i, taken);
       return;
     }
     for (unsigned i = 0; i < count; i++) {
@@ -233,12 +241,7 @@ class WriteProtectPageOut final : public PageOut {
     char* start = host + at * kPageSize;
     const UffdResult discarded = core_.uffd->discard(start, run * kPageSize);
     if (discarded.error != 0) {
-      for (unsigned i = 0; i < run; i++) {
-        [[maybe_unused]] const bool local =
-            core_.map.cancel_evict(first + PageCount{from + at + i});
-        core_.resident.fetch_add(1, std::memory_order_acq_rel);
-        taken->refused++;
-      }
+      for (unsigned i = 0; i < run; i++) refuse(core_, first + PageCount{from + at + i}, taken);
       (void)core_.uffd->protect(start, run * kPageSize, false).error;
       (void)core_.uffd->wake(start, run * kPageSize).error;
       return;
@@ -253,7 +256,7 @@ class WriteProtectPageOut final : public PageOut {
     (void)core_.uffd->wake(start, run * kPageSize).error;
   }
 
-  void refuse(PageIndex page, char* host, unsigned i, TakenPages* taken) {
+  void take_back(PageIndex page, char* host, unsigned i, TakenPages* taken) {
     if (!core_.map.cancel_evict_wp(page)) return;  // F has, and lifts the protection
     core_.resident.fetch_add(1, std::memory_order_acq_rel);
     (void)core_.uffd->protect(host + i * kPageSize, kPageSize, false).error;
@@ -264,20 +267,89 @@ class WriteProtectPageOut final : public PageOut {
   Pagemap pagemap_;
 };
 
+// UFFDIO_PAGEOUT.
+class KernelPageOut final : public PageOut {
+ public:
+  explicit KernelPageOut(PagerCore& core) : core_(core) {}
+
+  TakenPages take(Staging::Frame& frame, unsigned index, PageIndex first, std::uint64_t want,
+                  ServerId server) override {
+    const std::uint64_t begun = begin_evict(core_, first, want, server);
+    std::array<PageOutRange, kMaxUnitPages> ranges;
+    std::size_t count = 0;
+    for_each_run(core_, first, begun, [&](unsigned from, unsigned pages) {
+      ranges[count++] = {core_.regions.host(first + PageCount{from}),
+                         core_.staging->place(index, from), pages * kPageSize};
+    });
+    const std::span<const PageOutRange> all(ranges.data(), count);
+    std::array<PageOutStatus, kMaxUnitPages> status;
+    // An error is of the first page not reached, which stays like any that is refused.
+    (void)core_.uffd->page_out(all, {status.data(), static_cast<std::size_t>(std::popcount(begun))})
+        .error;
+    const TakenPages taken = sort(frame, first, begun, status.data());
+    core_.not_taken(std::popcount(begun & ~taken.staged));
+    // Faults that found the pages Unmapping were left to this.
+    for (const PageOutRange& range : all) (void)core_.uffd->wake(range.from, range.bytes).error;
+    return taken;
+  }
+
+ private:
+  TakenPages sort(Staging::Frame& frame, PageIndex first, std::uint64_t begun,
+                  const PageOutStatus* status) {
+    TakenPages taken;
+    std::uint64_t stay = 0;
+    for (std::uint64_t left = begun; left != 0; left &= left - 1) {
+      const auto place = static_cast<unsigned>(std::countr_zero(left));
+      char* host = core_.regions.host(first + PageCount{place});
+      switch (*status++) {
+        case PageOutStatus::kDone:
+          taken.staged |= bits(place, 1);
+          continue;
+        case PageOutStatus::kZero:
+        case PageOutStatus::kHole:
+          taken.holes |= bits(place, 1);
+          continue;
+        case PageOutStatus::kSwapped:
+          (void)core_.uffd->unshare(host, kPageSize).error;  // to be taken another time
+          break;
+        case PageOutStatus::kPoisoned:
+          // What is lost must not come back as zeros.
+          (void)core_.uffd->poison(host, kPageSize).error;
+          break;
+        case PageOutStatus::kPinned:
+        case PageOutStatus::kBusy:
+        case PageOutStatus::kNotReached:
+          break;
+      }
+      stay |= bits(place, 1);
+    }
+    frame.staged.store(taken.staged, std::memory_order_release);
+    for (std::uint64_t left = taken.staged | taken.holes; left != 0; left &= left - 1) {
+      [[maybe_unused]] const bool was_unmapping =
+          core_.map.unmapped(first + PageCount{static_cast<unsigned>(std::countr_zero(left))});
+    }
+    for (std::uint64_t left = stay; left != 0; left &= left - 1) {
+      refuse(core_, first + PageCount{static_cast<unsigned>(std::countr_zero(left))}, &taken);
+    }
+    return taken;
+  }
+
+  PagerCore& core_;
+};
+
 }  // namespace
 
-std::unique_ptr<PageOut> make_move_page_out(PagerCore& core) {
-  return std::make_unique<MovePageOut>(core);
-}
-
-Result<std::unique_ptr<PageOut>> make_write_protect_page_out(PagerCore& core) {
+Result<std::unique_ptr<PageOut>> make_page_out(PagerCore& core) {
+  using Made = std::unique_ptr<PageOut>;
+  if (core.method == PageOutMethod::kPageout) return Made(std::make_unique<KernelPageOut>(core));
+  if (core.method == PageOutMethod::kMove) return Made(std::make_unique<MovePageOut>(core));
   auto method = std::make_unique<WriteProtectPageOut>(core);
   if (!method->ok()) {
     return make_error(errno,
                       "cannot open /proc/self/pagemap, which paging out by write protection "
                       "needs");
   }
-  return std::unique_ptr<PageOut>(std::move(method));
+  return Made(std::move(method));
 }
 
 }  // namespace kintsugi

@@ -18,7 +18,8 @@ struct TakenPages {
   unsigned refused = 0;      // pages that the kernel would not give: Local as before
 };
 
-// On E. Pages taken are subtracted from core.resident; those that end up staged stay in core.queued.
+// On E. Pages taken are subtracted from core.resident; those that end up staged stay in
+// core.queued.
 class PageOut {
  public:
   virtual ~PageOut() = default;
@@ -28,10 +29,12 @@ class PageOut {
                           std::uint64_t want, ServerId server) = 0;
 };
 
-// UFFDIO_MOVE of runs. A pinned page (EBUSY) stays; EAGAIN after a part continues behind it.
-[[nodiscard]] std::unique_ptr<PageOut> make_move_page_out(PagerCore& core);
-// Write-protect, copy, discard, wake. A write between the first two takes a page back. Blind to
-// pins: a device or O_DIRECT that writes into a page meanwhile is lost.
-[[nodiscard]] Result<std::unique_ptr<PageOut>> make_write_protect_page_out(PagerCore& core);
+// By core.method:
+// - kPageout: one UFFDIO_PAGEOUT for all of the unit. A pinned page stays.
+// - kMove: UFFDIO_MOVE of runs. A pinned page (EBUSY) stays; EAGAIN after a part continues behind
+// it.
+// - kWriteProtect: write-protect, copy, discard, wake. A write between the first two takes a page
+//   back. Blind to pins: a device or O_DIRECT that writes into a page meanwhile is lost.
+[[nodiscard]] Result<std::unique_ptr<PageOut>> make_page_out(PagerCore& core);
 
 }  // namespace kintsugi

@@ -87,32 +87,35 @@ Result<void> choose_limits(PagerCore* core) {
   return {};
 }
 
+// The best way first: its system call, and why this kernel has it not ("" when it has).
+struct Way {
+  PageOutMethod method;
+  const char* call;
+  std::string why_not;
+};
+
 Result<void> choose_method(PagerCore* core) {
   const PageOutSupport support = probe_page_out(*core->uffd);
+  const std::array<Way, 3> ways = {{
+      {PageOutMethod::kPageout, "UFFDIO_PAGEOUT", support.pageout_reason},
+      {PageOutMethod::kMove, "UFFDIO_MOVE", support.move_reason},
+      {PageOutMethod::kWriteProtect, "UFFDIO_WRITEPROTECT", support.write_protect_reason},
+  }};
   const PageOutMethod wanted = core->config.method;
-  if (wanted == PageOutMethod::kMove && !support.move) {
-    return make_error(EOPNOTSUPP, "page-out by move is not possible: {}", support.move_reason);
+  std::string why_not;
+  for (const Way& way : ways) {
+    if (wanted != PageOutMethod::kAuto && wanted != way.method) continue;
+    if (way.why_not.empty()) {
+      core->method = way.method;
+      core->method_reason = wanted == way.method
+                                ? "chosen by the user"
+                                : fmt::format("{} works here{}", way.call, why_not);
+      core->zero_by_copy = way.method == PageOutMethod::kMove && !support.move_takes_zero_page;
+      return {};
+    }
+    why_not += "; " + way.why_not;
   }
-  if (wanted == PageOutMethod::kWriteProtect && !support.write_protect) {
-    return make_error(EOPNOTSUPP, "page-out by write protection is not possible: {}",
-                      support.write_protect_reason);
-  }
-  if (wanted != PageOutMethod::kWriteProtect && support.move) {
-    core->method = PageOutMethod::kMove;
-    core->method_reason =
-        wanted == PageOutMethod::kMove ? "chosen by the user" : "UFFDIO_MOVE works on this kernel";
-    core->zero_by_copy = !support.move_takes_zero_page;
-    return {};
-  }
-  if (!support.write_protect) {
-    return make_error(EOPNOTSUPP, "this kernel cannot page out guest memory: {}; {}",
-                      support.move_reason, support.write_protect_reason);
-  }
-  core->method = PageOutMethod::kWriteProtect;
-  core->method_reason = wanted == PageOutMethod::kWriteProtect
-                            ? "chosen by the user"
-                            : "UFFDIO_MOVE is not possible: " + support.move_reason;
-  return {};
+  return make_error(EOPNOTSUPP, "this kernel cannot page out guest memory as asked{}", why_not);
 }
 
 void make_links(PagerCore* core) {
@@ -355,6 +358,9 @@ Result<void> Pager::start() {
     return {};
   };
   started_ = true;  // from here on stop() has something to undo
+  if (core.method == PageOutMethod::kPageout) {
+    if (Result<void> registered = register_regions(false); !registered) return registered;
+  }
   if (core.method == PageOutMethod::kMove) {
     if (Result<void> registered = register_regions(false); !registered) return registered;
     Result<void> fits =

@@ -22,9 +22,10 @@ namespace kintsugi {
 
 // How a page leaves this host, content and mapping at one instant.
 enum class PageOutMethod : std::uint8_t {
-  kAuto = 0,          // kMove where the kernel can
+  kAuto = 0,          // the first that the kernel has of kPageout, kMove, kWriteProtect
   kMove = 1,          // UFFDIO_MOVE into the eviction queue (Linux 6.8)
   kWriteProtect = 2,  // write-protect, copy, discard, wake
+  kPageout = 3,       // UFFDIO_PAGEOUT (our patches): copied and unmapped by the kernel
 };
 
 struct PagerServerConfig {
@@ -81,8 +82,8 @@ struct PagerServerStats {
   std::uint64_t reconnects = 0;
 };
 
-// Read one after the other while pages move: a page on its way may be counted in two places or none.
-// Once nothing moves, resident, remote and zero pages add up to vm_pages.
+// Read one after the other while pages move: a page on its way may be counted in two places or
+// none. Once nothing moves, resident, remote and zero pages add up to vm_pages.
 struct PagerStats {
   std::uint64_t vm_pages = 0;
   std::uint64_t limit_pages = 0;

@@ -28,6 +28,30 @@ struct uffdio_move {
 };
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
 #endif
+// Linux 6.6.
+#ifndef UFFDIO_POISON
+struct uffdio_poison {
+  struct uffdio_range range;
+  __u64 mode;
+  __s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
+// Of linux-patches/. Its ranges are laid out as PageOutRange.
+static_assert(sizeof(kintsugi::PageOutRange) == 24);
+#ifndef UFFDIO_PAGEOUT
+struct uffdio_pageout {
+  __u64 vec;
+  __u64 status;
+  __u64 start;
+  __u64 mode;
+  __u32 nr;
+  __u32 reserved;
+  __u64 taken;
+  __s64 done;
+};
+#define UFFDIO_PAGEOUT _IOWR(UFFDIO, 0x3E, struct uffdio_pageout)
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -118,6 +142,30 @@ class KernelUffd final : public Uffd {
     return outcome(rc, request.move);
   }
 
+  [[nodiscard]] UffdResult page_out(std::span<const PageOutRange> ranges,
+                                    std::span<PageOutStatus> status) override {
+    std::ranges::fill(status, PageOutStatus::kNotReached);
+    uffdio_pageout request{};
+    request.vec = number(ranges.data());
+    request.nr = static_cast<__u32>(ranges.size());
+    request.status = number(status.data());
+    for (;;) {
+      const int rc = ioctl(fd_, UFFDIO_PAGEOUT, &request);
+      const UffdResult result = outcome(rc, request.done);
+      request.start += result.done_bytes;  // a count of pages, here and above
+      if (result.error != EAGAIN || result.done_bytes == 0) {
+        return {result.error, request.start * kPageSize};
+      }
+    }
+  }
+
+  [[nodiscard]] UffdResult poison(void* at, std::size_t bytes) override {
+    uffdio_poison request{};
+    request.range = {number(at), bytes};
+    const int rc = ioctl(fd_, UFFDIO_POISON, &request);
+    return outcome(rc, request.updated);
+  }
+
   [[nodiscard]] UffdResult protect(void* at, std::size_t bytes, bool on) override {
     uffdio_writeprotect request{};
     request.range = {number(at), bytes};
@@ -202,50 +250,43 @@ Result<std::unique_ptr<Uffd>> open_uffd() {
 
 PageOutSupport probe_page_out(Uffd& uffd) {
   PageOutSupport support;
-  {
+  const auto with_memory = [&](bool write_protect, auto&& probe) -> std::string {
     ProbeMemory memory(uffd);
-    if (!memory.ok()) return support;
+    if (!memory.ok()) return "no memory for a probe";
     const Result<void> registered =
-        uffd.register_range(memory.page(0), ProbeMemory::kBytes, true, false);
-    if (!registered) {
-      support.move_reason = registered.error().message;
-    } else {
-      const UffdResult filled = uffd.zero(memory.page(0), kPageSize);
-      const UffdResult moved = uffd.move(memory.page(1), memory.page(0), kPageSize);
-      support.move_takes_zero_page = filled.error == 0 && moved.error == 0;
-      if (!support.move_takes_zero_page) {
-        memory.page(0)[0] = 1;  // a page of its own in place of the shared zero page
-        const UffdResult again = uffd.move(memory.page(1), memory.page(0), kPageSize);
-        if (again.error != 0) {
-          support.move_reason = fmt::format(
-              "UFFDIO_MOVE of private anonymous memory fails: {}; it needs Linux 6.8 or newer",
-              errno_text(again.error));
-        } else {
-          support.move = true;
-        }
-      } else {
-        support.move = true;
-      }
-    }
-  }
-  {
-    ProbeMemory memory(uffd);
-    if (!memory.ok()) return support;
-    const Result<void> registered =
-        uffd.register_range(memory.page(0), ProbeMemory::kBytes, true, true);
-    if (!registered) {
-      support.write_protect_reason = registered.error().message;
-      return support;
-    }
+        uffd.register_range(memory.page(0), ProbeMemory::kBytes, true, write_protect);
+    if (!registered) return registered.error().message;
     const UffdResult filled = uffd.zero(memory.page(0), kPageSize);
-    const UffdResult protected_ = uffd.protect(memory.page(0), kPageSize, true);
-    support.write_protect = filled.error == 0 && protected_.error == 0;
-    if (!support.write_protect) {
-      support.write_protect_reason =
-          fmt::format("UFFDIO_WRITEPROTECT of private anonymous memory fails: {}",
-                      errno_text(protected_.error));
+    if (filled.error != 0) return "UFFDIO_ZEROPAGE fails: " + errno_text(filled.error);
+    return probe(memory);
+  };
+  support.pageout_reason = with_memory(false, [&](ProbeMemory& memory) -> std::string {
+    alignas(kPageSize) std::array<char, kPageSize> buffer;
+    const PageOutRange range{memory.page(0), buffer.data(), kPageSize};
+    PageOutStatus status{};
+    const UffdResult taken = uffd.page_out({&range, 1}, {&status, 1});
+    if (taken.error == 0 && status == PageOutStatus::kZero) return "";
+    return fmt::format("UFFDIO_PAGEOUT fails: {}; it needs a kernel with Kintsugi's patches",
+                       errno_text(taken.error));
+  });
+  support.move_reason = with_memory(false, [&](ProbeMemory& memory) -> std::string {
+    UffdResult moved = uffd.move(memory.page(1), memory.page(0), kPageSize);
+    support.move_takes_zero_page = moved.error == 0;
+    if (!support.move_takes_zero_page) {
+      memory.page(0)[0] = 1;  // a page of its own in place of the shared zero page
+      moved = uffd.move(memory.page(1), memory.page(0), kPageSize);
     }
-  }
+    if (moved.error == 0) return "";
+    return fmt::format(
+        "UFFDIO_MOVE of private anonymous memory fails: {}; it needs Linux 6.8 or newer",
+        errno_text(moved.error));
+  });
+  support.write_protect_reason = with_memory(true, [&](ProbeMemory& memory) -> std::string {
+    const UffdResult protected_ = uffd.protect(memory.page(0), kPageSize, true);
+    if (protected_.error == 0) return "";
+    return fmt::format("UFFDIO_WRITEPROTECT of private anonymous memory fails: {}",
+                       errno_text(protected_.error));
+  });
   return support;
 }
 

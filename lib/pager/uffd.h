@@ -27,6 +27,25 @@ struct UffdResult {
   std::uint64_t done_bytes = 0;
 };
 
+// What became of a page that page_out() was asked to take; the kernel's numbers.
+enum class PageOutStatus : std::uint8_t {
+  kNotReached = 0,
+  kDone = 1,      // gone, content in the buffer
+  kZero = 2,      // the same, and it is known to be zeros
+  kHole = 3,      // there was no page
+  kSwapped = 4,   // in swap, where it stays
+  kPinned = 5,    // for DMA most likely; stays
+  kBusy = 6,      // stays; may work later
+  kPoisoned = 7,  // lost to a memory error, perhaps gone
+};
+
+// Pages to take and where their content goes.
+struct PageOutRange {
+  char* from = nullptr;
+  char* to = nullptr;
+  std::uint64_t bytes = 0;
+};
+
 // Addresses and lengths are multiples of 4 KiB. read_faults() belongs to one thread; the others may
 // be called from any.
 class Uffd {
@@ -50,12 +69,19 @@ class Uffd {
   // Moves private anonymous pages without copying; nothing is mapped at `from` afterwards. EBUSY: a
   // page is pinned, or was shared by a fork. ENOENT: nothing is mapped at `from`.
   [[nodiscard]] virtual UffdResult move(void* to, void* from, std::size_t bytes) = 0;
+  // Copies pages out and unmaps them, each at one instant; `status` has room for every page of the
+  // ranges, in their order. Pages that stay keep no others from going. An error is for the first
+  // page not reached. Needs a kernel with our UFFDIO_PAGEOUT.
+  [[nodiscard]] virtual UffdResult page_out(std::span<const PageOutRange> ranges,
+                                            std::span<PageOutStatus> status) = 0;
+  // UFFDIO_POISON: who touches a missing page gets SIGBUS from now on. EEXIST: something is there.
+  [[nodiscard]] virtual UffdResult poison(void* at, std::size_t bytes) = 0;
   // Protects pages that are there against writes, or lifts that and wakes who waits.
   [[nodiscard]] virtual UffdResult protect(void* at, std::size_t bytes, bool on) = 0;
   [[nodiscard]] virtual UffdResult wake(void* at, std::size_t bytes) = 0;
   // MADV_POPULATE_WRITE: makes a page that was shared by a fork this process's own again, content
-  // unchanged. (Otherwise only a write does, even when the child is long gone.) The pages must be
-  // mapped.
+  // unchanged. (Otherwise only a write does, even when the child is long gone.) Brings in what is
+  // in swap. The pages must be mapped.
   [[nodiscard]] virtual UffdResult unshare(void* at, std::size_t bytes) = 0;
   // MADV_DONTNEED. Does not wake anyone.
   [[nodiscard]] virtual UffdResult discard(void* at, std::size_t bytes) = 0;
@@ -66,9 +92,9 @@ class Uffd {
 
 // Which ways of paging out this kernel has, tried on memory of our own.
 struct PageOutSupport {
-  bool move = false;
-  std::string move_reason;  // why not, when it is not
-  bool write_protect = false;
+  // Why not; empty when it works.
+  std::string pageout_reason;
+  std::string move_reason;
   std::string write_protect_reason;
   // False: MOVE refuses the shared zero page, so a zero page is better installed by a copy.
   bool move_takes_zero_page = false;

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kintsugi.migrate import Phase, complete, hold_in, unhold, wait_phase
 from kintsugi.qmp import Json, QmpError
+from kintsugi.split import SplitSetup
 from kintsugi.util import PAGE_BYTES, HarnessError, poll_until
 from kintsugi.vm import Vm, VmConfig
 
@@ -94,6 +96,28 @@ def test_what_a_source_sees(vms: StartVm, config: VmConfig, tmp_path: Path, sour
         assert read >= 0.95 * pattern
     else:
         assert read <= 0.1 * pattern
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_scans_lose_no_write_to_a_migration(make_setup: Callable[..., SplitSetup],
+                                            config: VmConfig, source: str) -> None:
+    """Scans clear bits from which a migration learns what to send again, or that lie beside."""
+    if reason := why_not(source, config):
+        pytest.skip(reason)
+    setup = make_setup(replace(config, extra=(
+        "-object", f"access-tracker,id=at0,period=20,source={source}")))
+    poll_until("the source is used", lambda: tracker(setup.source).get("source") == source, 30)
+    destination = setup.start_destination()
+    hold_in(setup.source, Phase.ITERATION)
+    setup.start_split(destination.listen())
+    wait_phase(setup.source, Phase.ITERATION)
+    before = tracker(setup.source)["scans"]
+    poll_until("20 scans while the guest is migrated",
+               lambda: tracker(setup.source)["scans"] >= before + 20, 60)
+    unhold(setup.source)
+    complete(setup.source, destination)
+    destination.guest.wait_passes(1)
+    destination.guest.verify()
 
 
 def test_the_best_source_is_chosen(vms: StartVm, config: VmConfig) -> None:

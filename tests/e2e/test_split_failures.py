@@ -7,6 +7,7 @@ left on the servers.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -169,6 +170,15 @@ def test_direct_io_with_write_protection(make_setup: MakeSetup, config: VmConfig
     setup.refused(destination, page_out="wp")
     log = destination.process.log.read_text(errors="replace")
     assert_names(log, "disk0", "page-out", "cache.direct=off")
+    setup.check_source_unharmed()
+    setup.check_retry_succeeds()
+
+
+@pytest.mark.skipif("KINTSUGI_HOST" in os.environ, reason="the kernel here has UFFDIO_PAGEOUT")
+def test_page_out_that_the_kernel_lacks(setup: SplitSetup) -> None:
+    destination = setup.start_destination()
+    setup.refused(destination, page_out="pageout")
+    assert_names(destination.process.log.read_text(errors="replace"), "UFFDIO_PAGEOUT", "kernel")
     setup.check_source_unharmed()
     setup.check_retry_succeeds()
 

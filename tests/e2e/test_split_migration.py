@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -45,7 +46,9 @@ def test_split(make_setup: MakeSetup, page_out: str, transport: str) -> None:
 def test_auto_page_out_says_why(setup: SplitSetup) -> None:
     destination, _ = setup.split()
     info = query_remote(destination)
-    assert info["page-out"] in PAGE_OUT_METHODS
+    # Emulated hosts run a kernel of ours.
+    methods = ("pageout",) if "KINTSUGI_HOST" in os.environ else PAGE_OUT_METHODS
+    assert info["page-out"] in methods
     assert info["page-out-reason"]
     check_paging(destination, setup.main_bytes)
 

@@ -323,7 +323,7 @@ static bool coroutine_fn check_write_protection(Error **errp)
         if (bs->open_flags & BDRV_O_NOCACHE) {
             error_setg(errp, "remote memory: page-out by write protection "
                        "would lose what block node '%s' reads by direct I/O: "
-                       "let page-out be 'move' or 'auto', or open it with "
+                       "let page-out be 'auto', or open it with "
                        "cache.direct=off", bdrv_get_node_name(bs));
             return false;
         }
@@ -357,7 +357,7 @@ static int load_plan(QEMUFile *f)
         return -EINVAL;
     }
     config.page_out = (KsPageOut)qemu_get_byte(f);
-    if (config.page_out > KS_PAGE_OUT_WRITE_PROTECT) {
+    if (config.page_out > KS_PAGE_OUT_PAGEOUT) {
         error_report("remote memory: unknown page-out method %d",
                      config.page_out);
         return -EINVAL;
@@ -441,7 +441,8 @@ static int load_changes(QEMUFile *f, bool end)
     qemu_register_shutdown_notifier(&remote.shutdown);
     remote.vm_state = qemu_add_vm_change_state_handler(on_vm_state, NULL);
     ks_pager_stats(remote.pager, &stats);
-    if (!stats.page_out_by_move && !check_write_protection(&local_err)) {
+    if (stats.page_out == KS_PAGE_OUT_WRITE_PROTECT &&
+        !check_write_protection(&local_err)) {
         error_prepend(&local_err, "%s; ", stats.page_out_reason);
         error_report_err(local_err);
         return -EINVAL;
@@ -568,8 +569,7 @@ RemoteMemoryInfo *qmp_query_remote_memory(Error **errp)
 #undef FIGURE
 
     info->has_page_out = true;
-    info->page_out = stats.page_out_by_move ? PAGE_OUT_METHOD_MOVE :
-                                              PAGE_OUT_METHOD_WP;
+    info->page_out = (PageOutMethod)stats.page_out;
     info->page_out_reason = g_strdup(stats.page_out_reason);
     info->has_stopped = true;
     info->stopped = remote.stopped;

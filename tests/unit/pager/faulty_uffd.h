@@ -3,11 +3,18 @@
 // places where a test can stop one thread of the pager and let another go on.
 #pragma once
 
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
 
+#include "base/types.h"
 #include "pager/uffd.h"
 
 namespace kintsugi::test {
@@ -19,12 +26,21 @@ struct UffdHooks {
   using Range = std::function<std::optional<UffdResult>(void* at, std::size_t* bytes)>;
   Range copy, zero, move, protect, discard;  // `at`: what is filled; for move, the source
   std::function<void(void*at, std::size_t bytes)> after_move, after_protect, after_copy;
+  // For each page of a page_out(); what it returns is the page's status.
+  std::function<std::optional<PageOutStatus>(char* at)> page_out;
+  std::function<void(std::span<const PageOutRange> ranges)> after_page_out;
 };
 
+// Has page_out() on every kernel that has UFFDIO_MOVE: a page is moved away and copied from there.
 class FaultyUffd final : public Uffd {
  public:
   FaultyUffd(std::unique_ptr<Uffd> kernel, std::shared_ptr<UffdHooks> hooks)
       : kernel_(std::move(kernel)), hooks_(std::move(hooks)) {}
+  ~FaultyUffd() override {
+    if (limbo_ != nullptr) munmap(limbo_, kPageSize);
+  }
+  FaultyUffd(const FaultyUffd&) = delete;
+  FaultyUffd& operator=(const FaultyUffd&) = delete;
 
   // For PagerConfig::open_uffd.
   static std::function<Result<std::unique_ptr<Uffd>>()> opener(
@@ -60,6 +76,20 @@ class FaultyUffd final : public Uffd {
     if (hooks_->after_move) hooks_->after_move(from, bytes);
     return result;
   }
+  UffdResult page_out(std::span<const PageOutRange> ranges,
+                      std::span<PageOutStatus> status) override {
+    std::size_t done = 0;
+    for (const PageOutRange& range : ranges) {
+      for (std::uint64_t at = 0; at < range.bytes; at += kPageSize) {
+        std::optional<PageOutStatus> instead;
+        if (hooks_->page_out) instead = hooks_->page_out(range.from + at);
+        status[done++] = instead ? *instead : page_out_one(range.from + at, range.to + at);
+      }
+    }
+    if (hooks_->after_page_out) hooks_->after_page_out(ranges);
+    return {0, done * kPageSize};
+  }
+  UffdResult poison(void* at, std::size_t bytes) override { return kernel_->poison(at, bytes); }
   UffdResult protect(void* at, std::size_t bytes, bool on) override {
     if (!on) return kernel_->protect(at, bytes, on);
     const UffdResult result = hooked(hooks_->protect, at, bytes,
@@ -75,6 +105,37 @@ class FaultyUffd final : public Uffd {
   }
 
  private:
+  PageOutStatus page_out_one(char* from, char* to) {
+    const PageOutRange range{from, to, kPageSize};
+    PageOutStatus status{};
+    const UffdResult result = kernel_->page_out({&range, 1}, {&status, 1});
+    if (result.error != EINVAL) return status;
+    if (limbo_ == nullptr) {
+      void* at =
+          mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (at == MAP_FAILED || !kernel_->register_range(at, kPageSize, true, false)) std::abort();
+      limbo_ = static_cast<char*>(at);
+    }
+    UffdResult moved = kernel_->move(limbo_, from, kPageSize);
+    if (moved.error == EBUSY && kernel_->unshare(from, kPageSize).error == 0) {
+      moved = kernel_->move(limbo_, from, kPageSize);  // it was the shared zero page, perhaps
+    }
+    switch (moved.error) {
+      case 0:
+        break;
+      case ENOENT:
+        return PageOutStatus::kHole;
+      case EBUSY:
+        return PageOutStatus::kPinned;
+      default:
+        return PageOutStatus::kBusy;
+    }
+    std::memcpy(to, limbo_, kPageSize);
+    madvise(limbo_, kPageSize, MADV_DONTNEED);
+    const bool zero = std::all_of(to, to + kPageSize, [](char c) { return c == 0; });
+    return zero ? PageOutStatus::kZero : PageOutStatus::kDone;
+  }
+
   template <typename Call>
   UffdResult hooked(const UffdHooks::Range& hook, void* at, std::size_t bytes, const Call& call) {
     std::size_t some = bytes;
@@ -87,6 +148,7 @@ class FaultyUffd final : public Uffd {
   }
 
   std::unique_ptr<Uffd> kernel_;
+  char* limbo_ = nullptr;  // evictor's only
   std::shared_ptr<UffdHooks> hooks_;
 };
 

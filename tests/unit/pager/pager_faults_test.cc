@@ -359,6 +359,77 @@ TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
 
 // ---- The kernel ---------------------------------------------------------------------------------
 
+// Whatever UFFDIO_PAGEOUT says of a page that it does not take, the page stays and is right.
+TEST(PagerKernel, PagesThatAreNotTakenStay) {
+  SKIP_WITHOUT_UFFD();
+  for (const PageOutStatus status :
+       {PageOutStatus::kNotReached, PageOutStatus::kSwapped, PageOutStatus::kPinned,
+        PageOutStatus::kBusy, PageOutStatus::kPoisoned}) {
+    auto hooks = std::make_shared<UffdHooks>();
+    auto memory = std::make_shared<char*>(nullptr);
+    auto refused = std::make_shared<std::atomic<unsigned>>(0);
+    hooks->page_out = [=](char* at) -> std::optional<PageOutStatus> {
+      // Every third page, for some time.
+      const auto page = static_cast<std::uint64_t>(at - *memory) / kPageSize;
+      if (*memory == nullptr || page % 3 != 0 || refused->load() >= 200) return std::nullopt;
+      refused->fetch_add(1);
+      return status;
+    };
+    RigOptions options;
+    options.method = PageOutMethod::kPageout;
+    options.limit = 200;
+    options.open_uffd = FaultyUffd::opener(hooks);
+    Rig rig(options);
+    rig.send_all();
+    ASSERT_TRUE(rig.create());
+    ASSERT_TRUE(rig.pager().claim());
+    *memory = rig.page(0);
+    ASSERT_TRUE(rig.pager().start());
+    for (int round = 0; round < 3; round++) {
+      for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+    }
+    EXPECT_TRUE(eventually([&] { return rig.settle() && refused->load() >= 200; }));
+    EXPECT_EQ(rig.pager().stats().page_outs_refused, refused->load());
+    EXPECT_TRUE(rig.balances());
+  }
+}
+
+// A page whose content is lost must not come back as zeros.
+TEST(PagerKernel, APoisonedPageIsNotFilledAnew) {
+  SKIP_WITHOUT_UFFD();
+  auto hooks = std::make_shared<UffdHooks>();
+  auto memory = std::make_shared<char*>(nullptr);
+  auto poisoned = std::make_shared<std::atomic<char*>>(nullptr);
+  hooks->page_out = [=](char* at) -> std::optional<PageOutStatus> {
+    if (*memory == nullptr || poisoned->load() != nullptr) return std::nullopt;
+    madvise(at, kPageSize, MADV_DONTNEED);  // as a kernel that has lost it
+    poisoned->store(at);
+    return PageOutStatus::kPoisoned;
+  };
+  RigOptions options;
+  options.method = PageOutMethod::kPageout;
+  options.limit = 200;
+  options.open_uffd = FaultyUffd::opener(hooks);
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  *memory = rig.page(0);
+  ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.settle());
+  ASSERT_NE(poisoned->load(), nullptr);
+  int fds[2];
+  ASSERT_EQ(pipe(fds), 0);
+  EXPECT_EQ(write(fds[1], poisoned->load(), 1), -1);
+  EXPECT_EQ(errno, EFAULT);
+  close(fds[0]);
+  close(fds[1]);
+  const auto lost = static_cast<std::uint64_t>(poisoned->load() - rig.page(0)) / kPageSize;
+  for (std::uint64_t i = 0; i < options.pages; i++) {
+    if (i != lost) rig.expect_page(i);
+  }
+}
+
 TEST(PagerKernel, APinnedPageStaysAndIsTakenLater) {
   SKIP_WITHOUT_UFFD();
   RigOptions options;
@@ -498,21 +569,24 @@ class Barrier {
   bool passed_ = false;
 };
 
-// The page is moved out, and a thread touches it before the evictor has said so anywhere.
-TEST(PagerRace, AFaultRightAfterTheMove) {
-  SKIP_WITHOUT_UFFD();
+// The page is out, and a thread touches it before the evictor has said so anywhere.
+void fault_right_after_leaving(PageOutMethod method) {
   auto hooks = std::make_shared<UffdHooks>();
   auto barrier = std::make_shared<Barrier>();
-  auto moved = std::make_shared<std::atomic<char*>>(nullptr);
+  auto taken = std::make_shared<std::atomic<char*>>(nullptr);
   auto memory = std::make_shared<std::pair<char*, char*>>();
-  hooks->after_move = [=](void* at, std::size_t) {
+  const auto left = [=](void* at, std::size_t) {
     auto* from = static_cast<char*>(at);
     if (memory->first == nullptr || from < memory->first || from >= memory->second) return;
-    moved->store(from);
+    taken->store(from);
     barrier->stop_here();
   };
+  hooks->after_move = left;
+  hooks->after_page_out = [=](std::span<const PageOutRange> ranges) {
+    left(ranges.front().from, ranges.front().bytes);
+  };
   RigOptions options;
-  options.method = PageOutMethod::kMove;
+  options.method = method;
   options.limit = 200;
   options.open_uffd = FaultyUffd::opener(hooks);
   Rig rig(options);
@@ -524,7 +598,7 @@ TEST(PagerRace, AFaultRightAfterTheMove) {
   *memory = {rig.page(first), rig.page(options.pages)};
   ASSERT_TRUE(rig.pager().start());
   barrier->wait_until_reached();
-  const auto page = static_cast<std::uint64_t>(moved->load() - rig.page(0)) / kPageSize;
+  const auto page = static_cast<std::uint64_t>(taken->load() - rig.page(0)) / kPageSize;
   std::thread guest([&] {
     rig.expect_page(page);
     write_pattern(rig.page(page), page, 1);
@@ -536,6 +610,16 @@ TEST(PagerRace, AFaultRightAfterTheMove) {
     for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, i == page ? 1 : 0);
   }
   EXPECT_GT(rig.pager().stats().queue_hits + rig.pager().stats().page_ins, 0U);
+}
+
+TEST(PagerRace, AFaultRightAfterTheMove) {
+  SKIP_WITHOUT_UFFD();
+  fault_right_after_leaving(PageOutMethod::kMove);
+}
+
+TEST(PagerRace, AFaultRightAfterThePageOut) {
+  SKIP_WITHOUT_UFFD();
+  fault_right_after_leaving(PageOutMethod::kPageout);
 }
 
 // The page is protected, not copied yet, and a thread writes to it: its page-out is cancelled.
@@ -608,9 +692,13 @@ TEST(PagerRace, AWriteBetweenCopyAndDiscard) {
 // from then on, is forgotten.
 TEST(PagerRace, AFaultServedFromTheQueue) {
   SKIP_WITHOUT_UFFD();
-  for (const PageOutMethod method : {PageOutMethod::kMove, PageOutMethod::kWriteProtect}) {
+  for (const PageOutMethod method :
+       {PageOutMethod::kMove, PageOutMethod::kWriteProtect, PageOutMethod::kPageout}) {
     RigOptions options;
     options.method = method;
+    if (method == PageOutMethod::kPageout) {
+      options.open_uffd = FaultyUffd::opener(std::make_shared<UffdHooks>());
+    }
     options.limit = 256;
     options.reserve = 64;
     options.prefetch = false;
