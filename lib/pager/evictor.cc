@@ -14,7 +14,6 @@ namespace {
 
 constexpr std::uint32_t kTagBell = UINT32_MAX;
 constexpr std::uint32_t kTagDiscards = UINT32_MAX - 1;
-constexpr int kTimeoutCheck_ms = 250;
 // Discards are not urgent: gathered for so long before they are sent.
 constexpr int kLinger_ms = 20;
 // Between attempts when nothing could be taken.
@@ -43,9 +42,9 @@ Result<void> Evictor::init() {
   method_ = std::move(*method);
   lanes_.resize(core_.links.size());
   for (std::size_t i = 0; i < lanes_.size(); i++) {
-    Result<FrameReader> reader = FrameReader::create(kReadBuffer_bytes);
-    if (!reader) return reader.error();
-    lanes_[i].reader = std::move(*reader);
+    Result<void> ready =
+        lanes_[i].init(core_.links[i].get(), Lane::kOut, epoll_, 0, kReadBuffer_bytes);
+    if (!ready) return ready;
     Result<OutQueue> queue = OutQueue::create();
     if (!queue) return queue.error();
     lanes_[i].queue = std::move(*queue);
@@ -89,10 +88,8 @@ void Evictor::run() {
       if (drain_discards()) queue_puts();
     }
     settle_held();
-    for (unsigned i = 0; i < lanes_.size(); i++) {
-      if (lanes_[i].queue.unsent() && !lanes_[i].wants_write) {
-        send(lanes_[i], ServerId{static_cast<std::uint8_t>(i + 1)});
-      }
+    for (OutLane& lane : lanes_) {
+      if (lane.queue.unsent() && !lane.writable_watched()) send(lane);
     }
     wait(short_of_room() && !blocked && !core_.released.load(std::memory_order_acquire));
   }
@@ -118,8 +115,7 @@ void Evictor::wait(bool more_now) {
   const auto at_most = [&](int ms) { timeout_ms = timeout_ms < 0 ? ms : std::min(timeout_ms, ms); };
   for (const OutLane& lane : lanes_) {
     if (!lane.queue.unanswered()) continue;
-    at_most(
-        std::min<int>(kTimeoutCheck_ms, static_cast<int>(core_.config.io_timeout.count() / 4) + 1));
+    at_most(overdue_check_ms(core_.config.io_timeout));
   }
   if (evicting_) at_most(more_now ? 0 : kBlocked_ms);
   if (!held_.empty()) at_most(kHeld_ms);
@@ -146,12 +142,11 @@ void Evictor::wait(bool more_now) {
       linger();
     } else {
       OutLane& lane = lanes_[tag - 1];
-      const ServerId server{static_cast<std::uint8_t>(tag)};
-      if ((what & EPOLLOUT) != 0 && lane.at.connection) send(lane, server);
-      if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane, server);
+      if ((what & EPOLLOUT) != 0) send(lane);
+      if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane);
     }
   }
-  if (now_ - checked_ns_ > std::uint64_t{kTimeoutCheck_ms} * 1'000'000 || n == 0) {
+  if (now_ - checked_ns_ > std::uint64_t{kOverdueCheck_ms} * 1'000'000 || n == 0) {
     check_timeouts(now_);
   }
 }
@@ -186,8 +181,7 @@ bool Evictor::has_room(ServerId server, unsigned pages) const {
   const OutLane& lane = lane_of(server);
   // One slow or lost server must not hold the whole queue.
   const unsigned share = lanes_.size() > 1 ? core_.staging->frames() / 2 : core_.staging->frames();
-  return lane.at.connection != nullptr && lane.frames < share &&
-         lane.queue.room() > kMaxUnitPages &&
+  return lane.connected() && lane.frames < share && lane.queue.room() > kMaxUnitPages &&
          lane.used + pages <= core_.config.servers[server.value - 1U].capacity.value;
 }
 
@@ -395,66 +389,43 @@ void Evictor::forget_stale_zeroes() {
 
 // ---- Connections --------------------------------------------------------------------------------
 
-void Evictor::send(OutLane& lane, ServerId server) {
-  if (!lane.at.connection) return;
+void Evictor::send(OutLane& lane) {
+  if (!lane.connected()) return;
   const bool was_waiting = lane.queue.unanswered();
-  const Result<std::size_t> sent = lane.queue.send(*lane.at.connection, *core_.staging);
+  const Result<std::size_t> sent = lane.queue.send(lane.connection(), *core_.staging);
   if (!sent) {
-    fail(lane, server, sent.error());
+    lane.fail(sent.error());
     return;
   }
-  if (!was_waiting || *sent > 0) lane.progress_ns = now_;
-  core_.counters(server).bytes_out.add(*sent);
-  if (lane.queue.unsent() != lane.wants_write) {
-    lane.wants_write = lane.queue.unsent();
-    watch(lane.at.connection->fd(), lane.wants_write ? EPOLLIN | EPOLLOUT : EPOLLIN, server.value,
-          false);
-  }
+  if (!was_waiting || *sent > 0) lane.made_progress(now_);
+  core_.counters(lane.server()).bytes_out.add(*sent);
+  lane.watch_writable(lane.queue.unsent());
 }
 
-void Evictor::receive(OutLane& lane, ServerId server) {
-  if (!lane.at.connection) return;
-  const char* name = core_.link(server).name().c_str();
-  const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
-  if (!got) {
-    fail(lane, server, got.error());
-    return;
-  }
-  if (*got == 0) return;
-  lane.progress_ns = now_;
-  wire::FrameHeader header;
-  std::span<const std::uint8_t> payload;
-  for (;;) {
-    const Result<bool> more = lane.reader.next(&header, &payload, name);
-    if (!more) {
-      fail(lane, server, more.error());
-      return;
-    }
-    if (!*more) break;
-    if (!on_answer(lane, server, header)) return;
-  }
-  lane.queue.trim();
+void Evictor::receive(OutLane& lane) {
+  lane.receive(now_, [&](const wire::FrameHeader& header, std::span<const std::uint8_t> /*none*/) {
+    on_answer(lane, header);
+  });
+  if (lane.connected()) lane.queue.trim();
 }
 
-bool Evictor::on_answer(OutLane& lane, ServerId server, const wire::FrameHeader& header) {
+void Evictor::on_answer(OutLane& lane, const wire::FrameHeader& header) {
   OutQueue::Item* item = lane.queue.answered(header.seq);
   const auto op =
       item != nullptr && item->kind == OutQueue::Kind::kPut ? wire::Op::kPut : wire::Op::kDiscard;
   if (item == nullptr || header.op != static_cast<std::uint16_t>(op)) {
-    if (item == nullptr && lane.queue.was_answered(header.seq)) return true;
-    fail(lane, server,
-         make_error(EPROTO, "memory server {} answered a request that was not made",
-                    core_.link(server).name()));
-    return false;
+    if (item == nullptr && lane.queue.was_answered(header.seq)) return;
+    lane.fail(
+        make_error(EPROTO, "memory server {} answered a request that was not made", lane.name()));
+    return;
   }
   if (header.status != 0) {
-    fail(lane, server,
-         lane.at.connection->refusal(static_cast<wire::Status>(header.status),
-                                     op == wire::Op::kPut ? "store pages" : "discard pages"));
-    return false;
+    lane.fail(lane.connection().refusal(static_cast<wire::Status>(header.status),
+                                        op == wire::Op::kPut ? "store pages" : "discard pages"));
+    return;
   }
   item->done = true;
-  if (item->kind == OutQueue::Kind::kDiscard) return true;
+  if (item->kind == OutQueue::Kind::kDiscard) return;
   lane.queue.settle_discards_before(header.seq);
   Staging::Frame& frame = core_.staging->frame(item->frame);
   const std::uint64_t places =
@@ -466,53 +437,23 @@ bool Evictor::on_answer(OutLane& lane, ServerId server, const wire::FrameHeader&
   core_.evictions.page_out.record(now_ - std::min(now_, frame.started_ns));
   if (!was_held && frame.sent != 0) held_.push_back(item->frame);
   if (!was_held) give_back_if_settled(item->frame);
-  return true;
-}
-
-void Evictor::fail(OutLane& lane, ServerId server, const Error& error) {
-  core_.link(server).fail(lane.at.generation, error);
-  disconnect(lane);
-}
-
-void Evictor::disconnect(OutLane& lane) {
-  if (!lane.at.connection) return;
-  epoll_ctl(epoll_, EPOLL_CTL_DEL, lane.at.connection->fd(), nullptr);
-  lane.at.connection.reset();
-  lane.wants_write = false;
 }
 
 void Evictor::check_links() {
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    OutLane& lane = lanes_[i];
-    const ServerLink& link = *core_.links[i];
-    const std::uint64_t generation = link.generation();
-    if (lane.at.connection && (!link.connected() || generation != lane.at.generation)) {
-      disconnect(lane);
-    }
-    if (lane.at.connection || generation == lane.at.generation) continue;
-    ServerLink::LaneConnection at = link.lane(Lane::kOut);
-    if (!at.connection) continue;
-    lane.at = std::move(at);
-    lane.reader.reset();
-    lane.progress_ns = now_ns();
+  for (OutLane& lane : lanes_) {
+    if (!lane.renew(now_ns())) continue;
     lane.queue.trim();
     lane.queue.rewind();
-    watch(lane.at.connection->fd(), EPOLLIN, link.server().value, true);
   }
 }
 
 void Evictor::check_timeouts(std::uint64_t now) {
   checked_ns_ = now;
-  const auto limit_ns =
-      static_cast<std::uint64_t>(std::chrono::nanoseconds(core_.config.io_timeout).count());
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    OutLane& lane = lanes_[i];
-    if (!lane.at.connection || lane.queue.empty() || now < lane.progress_ns + limit_ns) continue;
-    if (!lane.queue.unanswered() && !lane.wants_write) continue;
-    const ServerId server{static_cast<std::uint8_t>(i + 1)};
-    fail(lane, server,
-         make_error(ETIMEDOUT, "memory server {} has not acknowledged pages for {} ms",
-                    core_.link(server).name(), core_.config.io_timeout.count()));
+  for (OutLane& lane : lanes_) {
+    if (!lane.queue.unanswered() && !lane.writable_watched()) continue;
+    if (lane.queue.empty() || !lane.overdue(now, core_.config.io_timeout)) continue;
+    lane.fail(make_error(ETIMEDOUT, "memory server {} has not acknowledged pages for {} ms",
+                         lane.name(), core_.config.io_timeout.count()));
   }
 }
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "pager/core.h"
-#include "pager/frame_io.h"
+#include "pager/lane_port.h"
 #include "pager/out_queue.h"
 #include "pager/page_out.h"
 #include "pager/victims.h"
@@ -29,14 +29,10 @@ class Evictor {
   void run();
 
  private:
-  struct OutLane {
-    ServerLink::LaneConnection at;
-    FrameReader reader;
+  struct OutLane : LanePort {
     OutQueue queue;
     std::uint64_t used = 0;  // pages stored there, or on their way
     unsigned frames = 0;     // of the staging area, on their way there
-    std::uint64_t progress_ns = 0;
-    bool wants_write = false;
   };
   enum class Evicted { kSome, kNothingLeft, kBlocked };
 
@@ -63,11 +59,9 @@ class Evictor {
   void settle_held();
   void forget_stale_zeroes();
 
-  void send(OutLane& lane, ServerId server);
-  void receive(OutLane& lane, ServerId server);
-  [[nodiscard]] bool on_answer(OutLane& lane, ServerId server, const wire::FrameHeader& header);
-  void fail(OutLane& lane, ServerId server, const Error& error);
-  void disconnect(OutLane& lane);
+  void send(OutLane& lane);
+  void receive(OutLane& lane);
+  void on_answer(OutLane& lane, const wire::FrameHeader& header);
   void check_links();
   void check_timeouts(std::uint64_t now);
   void watch(int fd, std::uint32_t events, std::uint32_t tag, bool add);

@@ -17,7 +17,6 @@ constexpr std::size_t kFaultBatch = 16;
 // How often the kernel may answer EAGAIN before a page waits with the deferred ones.
 constexpr int kInstallTries = 16;
 constexpr int kDeferredRetry_ms = 10;
-constexpr int kTimeoutCheck_ms = 250;
 // A fault on a page that comes with a prefetch waits for that unless so many pages come before it.
 constexpr std::uint32_t kShallowBulkPages = 64;
 // Answers of one page; room for many at once.
@@ -35,10 +34,12 @@ Result<void> FaultThread::init() {
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_ < 0) return make_error(errno, "cannot create an epoll instance for the pager");
   lanes_.resize(core_.links.size());
-  for (UrgentLane& lane : lanes_) {
-    Result<FrameReader> reader = FrameReader::create(kReadBuffer_bytes);
-    if (!reader) return reader.error();
-    lane.reader = std::move(*reader);
+  for (std::size_t i = 0; i < lanes_.size(); i++) {
+    UrgentLane& lane = lanes_[i];
+    // Edge-triggered: a descriptor that was read empty is not polled again on every round.
+    Result<void> ready =
+        lane.init(core_.links[i].get(), Lane::kUrgent, epoll_, EPOLLET, kReadBuffer_bytes);
+    if (!ready) return ready;
     auto unsent = LazyArray<std::uint16_t>::create(kMaxUrgent, "the queue of page requests");
     if (!unsent) return unsent.error();
     lane.unsent = std::move(*unsent);
@@ -62,7 +63,6 @@ FaultThread::~FaultThread() {
 
 void FaultThread::watch(int fd, std::uint32_t events, std::uint32_t tag, bool add) {
   epoll_event event{};
-  // Edge-triggered: a descriptor that was read empty is not polled again on every round.
   event.events = events | EPOLLET;
   event.data.u32 = tag;
   epoll_ctl(epoll_, add ? EPOLL_CTL_ADD : EPOLL_CTL_MOD, fd, &event);
@@ -87,8 +87,7 @@ void FaultThread::run() {
         if (core_.released.load(std::memory_order_acquire) && !released_) release_all();
       } else {
         UrgentLane& lane = lanes_[tag - 1];
-        const ServerId server{static_cast<std::uint8_t>(tag)};
-        if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane, server);
+        if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane);
         if ((what & EPOLLOUT) != 0) lane.dirty = any_dirty_ = true;
       }
     }
@@ -104,7 +103,7 @@ void FaultThread::run() {
       uffd_watched_ = room;
       watch(core_.uffd->fd(), room ? std::uint32_t{EPOLLIN} : 0U, kTagUffd, false);
     }
-    if (now_ - checked_ns_ > std::uint64_t{kTimeoutCheck_ms} * 1'000'000 || n == 0) {
+    if (now_ - checked_ns_ > std::uint64_t{kOverdueCheck_ms} * 1'000'000 || n == 0) {
       check_timeouts(now_);
     }
   }
@@ -113,8 +112,7 @@ void FaultThread::run() {
 int FaultThread::wait(std::span<epoll_event> events) {
   int timeout_ms = -1;
   if (free_count_ < kMaxUrgent) {
-    timeout_ms =
-        std::min<int>(kTimeoutCheck_ms, static_cast<int>(core_.config.io_timeout.count() / 4) + 1);
+    timeout_ms = overdue_check_ms(core_.config.io_timeout);
   }
   if (deferred_count_ > 0) timeout_ms = kDeferredRetry_ms;
   if (more_faults_ && uffd_watched_) timeout_ms = 0;
@@ -336,7 +334,7 @@ void FaultThread::ask(PageIndex page, ServerId server) {
   slot.use++;
   slot.server = server;
   UrgentLane& lane = lanes_[server.value - 1U];
-  if (lane.outstanding++ == 0) lane.progress_ns = now_;
+  if (lane.outstanding++ == 0) lane.made_progress(now_);
   lane.unsent[lane.unsent_tail++ % kMaxUrgent] = index;
   lane.dirty = any_dirty_ = true;
   if (core_.config.prefetch && core_.config.chunk_pages.value > 1) wish_for_chunk(page);
@@ -377,55 +375,37 @@ void FaultThread::retry_deferred() {
   retrying_ = false;
 }
 
-void FaultThread::receive(UrgentLane& lane, ServerId server) {
-  if (!lane.at.connection) return;
-  const char* name = core_.link(server).name().c_str();
-  wire::FrameHeader header;
-  std::span<const std::uint8_t> payload;
+void FaultThread::receive(UrgentLane& lane) {
   do {
-    const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
-    if (!got) {
-      fail(lane, server, got.error());
-      return;
-    }
-    if (*got == 0) return;
-    lane.progress_ns = now_;
-    core_.counters(server).bytes_in_urgent.add(*got);
-    for (;;) {
-      const Result<bool> more = lane.reader.next(&header, &payload, name);
-      if (!more) {
-        fail(lane, server, more.error());
-        return;
-      }
-      if (!*more) break;
-      on_answer(lane, server, header, payload);
-      if (!lane.at.connection) return;
-    }
-  } while (!lane.reader.drained());
+    const std::size_t bytes = lane.receive(
+        now_, [&](const wire::FrameHeader& header, std::span<const std::uint8_t> payload) {
+          on_answer(lane, header, payload);
+        });
+    if (bytes == 0) return;
+    core_.counters(lane.server()).bytes_in_urgent.add(bytes);
+  } while (!lane.drained());
 }
 
-void FaultThread::on_answer(UrgentLane& lane, ServerId server, const wire::FrameHeader& header,
+void FaultThread::on_answer(UrgentLane& lane, const wire::FrameHeader& header,
                             std::span<const std::uint8_t> payload) {
+  const ServerId server = lane.server();
   const auto index = static_cast<std::uint16_t>(header.seq & 0xffff);
   if (index >= kMaxUrgent || slots_[index].server != server ||
       slots_[index].use != header.seq >> 16 ||
       header.op != static_cast<std::uint16_t>(wire::Op::kGet)) {
-    fail(lane, server,
-         make_error(EPROTO, "memory server {} answered a request that was not made",
-                    core_.link(server).name()));
+    lane.fail(
+        make_error(EPROTO, "memory server {} answered a request that was not made", lane.name()));
     return;
   }
   Slot& slot = slots_[index];
   if (header.status != 0) {
-    fail(lane, server,
-         lane.at.connection->refusal(static_cast<wire::Status>(header.status), "return a page"));
+    lane.fail(lane.connection().refusal(static_cast<wire::Status>(header.status), "return a page"));
     return;
   }
   GetAnswer answer;
   if (header.count != 1 || header.page != slot.page.value || !parse_get(header, payload, &answer)) {
-    fail(lane, server,
-         make_error(EPROTO, "memory server {} answered with another page than was asked for",
-                    core_.link(server).name()));
+    lane.fail(make_error(EPROTO, "memory server {} answered with another page than was asked for",
+                         lane.name()));
     return;
   }
   const PageIndex page = slot.page;
@@ -434,11 +414,10 @@ void FaultThread::on_answer(UrgentLane& lane, ServerId server, const wire::Frame
     // A prefetch that was under way too was faster, and has had the server forget the page.
     const PageEntry entry = core_.map.load(page);
     if (entry.state() != PageState::kLocal && !entry.prefetch()) {
-      fail(lane, server,
-           make_error(ENODATA,
-                      "memory server {} no longer has page {}: was it restarted with an older "
-                      "arena file?",
-                      core_.link(server).name(), page.value));
+      lane.fail(make_error(ENODATA,
+                           "memory server {} no longer has page {}: was it restarted with an older "
+                           "arena file?",
+                           lane.name(), page.value));
       return;
     }
     free_slot(lane, index);
@@ -489,80 +468,37 @@ void FaultThread::push_discard(PageIndex page, ServerId server) {
 
 void FaultThread::flush_all() {
   any_dirty_ = false;
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    if (lanes_[i].dirty) flush(lanes_[i], ServerId{static_cast<std::uint8_t>(i + 1)});
+  for (UrgentLane& lane : lanes_) {
+    if (lane.dirty) flush(lane);
   }
 }
 
-void FaultThread::flush(UrgentLane& lane, ServerId server) {
+void FaultThread::flush(UrgentLane& lane) {
   lane.dirty = false;
-  if (!lane.at.connection) return;
-  for (;;) {
-    while (!lane.sender.full() && lane.unsent_head != lane.unsent_tail) {
+  if (!lane.connected()) return;
+  lane.send([&](wire::FrameHeader* header) {
+    while (lane.unsent_head != lane.unsent_tail) {
       const std::uint16_t index = lane.unsent[lane.unsent_head++ % kMaxUrgent];
       const Slot& slot = slots_[index];
-      if (slot.server != server) continue;
-      wire::FrameHeader header =
-          lane.at.connection->request(wire::Op::kGet, std::uint64_t{slot.use} << 16 | index);
-      header.page = slot.page.value;
-      header.count = 1;
-      lane.sender.add(header);
+      if (slot.server != lane.server()) continue;
+      *header = lane.connection().request(wire::Op::kGet, std::uint64_t{slot.use} << 16 | index);
+      header->page = slot.page.value;
+      header->count = 1;
+      return true;
     }
-    if (lane.sender.empty()) break;
-    const Result<bool> sent =
-        lane.sender.flush(lane.at.connection->fd(), core_.link(server).name().c_str());
-    if (!sent) {
-      fail(lane, server, sent.error());
-      return;
-    }
-    if (!*sent) {
-      if (!lane.wants_write) {
-        lane.wants_write = true;
-        watch(lane.at.connection->fd(), EPOLLIN | EPOLLOUT, server.value, false);
-      }
-      return;
-    }
-  }
-  if (lane.wants_write) {
-    lane.wants_write = false;
-    watch(lane.at.connection->fd(), EPOLLIN, server.value, false);
-  }
-}
-
-void FaultThread::fail(UrgentLane& lane, ServerId server, const Error& error) {
-  core_.link(server).fail(lane.at.generation, error);
-  disconnect(lane);
-}
-
-void FaultThread::disconnect(UrgentLane& lane) {
-  if (!lane.at.connection) return;
-  epoll_ctl(epoll_, EPOLL_CTL_DEL, lane.at.connection->fd(), nullptr);
-  lane.at.connection.reset();
-  lane.wants_write = false;
+    return false;
+  });
 }
 
 void FaultThread::check_links() {
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    UrgentLane& lane = lanes_[i];
-    const ServerLink& link = *core_.links[i];
-    const std::uint64_t generation = link.generation();
-    if (lane.at.connection && (!link.connected() || generation != lane.at.generation)) {
-      disconnect(lane);
-    }
-    if (released_ || lane.at.connection || generation == lane.at.generation) continue;
-    ServerLink::LaneConnection at = link.lane(Lane::kUrgent);
-    if (!at.connection) continue;
-    lane.at = std::move(at);
-    lane.reader.reset();
-    lane.sender.reset();
-    lane.progress_ns = now_ns();
+  for (UrgentLane& lane : lanes_) {
+    if (!lane.renew(now_ns(), released_)) continue;
     // Everything that this server owes is asked for again.
     lane.unsent_head = lane.unsent_tail = 0;
     for (unsigned slot = 0; slot < kMaxUrgent; slot++) {
-      if (slots_[slot].server != link.server()) continue;
+      if (slots_[slot].server != lane.server()) continue;
       lane.unsent[lane.unsent_tail++ % kMaxUrgent] = static_cast<std::uint16_t>(slot);
     }
-    watch(lane.at.connection->fd(), EPOLLIN, link.server().value, true);
     lane.dirty = any_dirty_ = true;
   }
   if (any_dirty_) flush_all();
@@ -570,24 +506,17 @@ void FaultThread::check_links() {
 
 void FaultThread::check_timeouts(std::uint64_t now) {
   checked_ns_ = now;
-  const auto limit_ns =
-      static_cast<std::uint64_t>(std::chrono::nanoseconds(core_.config.io_timeout).count());
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    UrgentLane& lane = lanes_[i];
-    if (!lane.at.connection || lane.outstanding == 0 || now < lane.progress_ns + limit_ns) {
-      continue;
-    }
-    const ServerId server{static_cast<std::uint8_t>(i + 1)};
-    fail(lane, server,
-         make_error(ETIMEDOUT, "memory server {} owes {} pages and sent none for {} ms",
-                    core_.link(server).name(), lane.outstanding, core_.config.io_timeout.count()));
+  for (UrgentLane& lane : lanes_) {
+    if (lane.outstanding == 0 || !lane.overdue(now, core_.config.io_timeout)) continue;
+    lane.fail(make_error(ETIMEDOUT, "memory server {} owes {} pages and sent none for {} ms",
+                         lane.name(), lane.outstanding, core_.config.io_timeout.count()));
   }
 }
 
 void FaultThread::release_all() {
   released_ = true;
   for (UrgentLane& lane : lanes_) {
-    disconnect(lane);
+    lane.disconnect();
     lane.outstanding = 0;
   }
   for (unsigned i = 0; i < kMaxUrgent; i++) {

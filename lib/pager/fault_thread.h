@@ -12,7 +12,7 @@
 
 #include "base/lazy_array.h"
 #include "pager/core.h"
-#include "pager/frame_io.h"
+#include "pager/lane_port.h"
 
 namespace kintsugi {
 
@@ -45,16 +45,11 @@ class FaultThread {
     ServerId server;        // kMainHost: free
   };
   // One server's urgent lane.
-  struct UrgentLane {
-    ServerLink::LaneConnection at;
-    FrameReader reader;
-    HeaderSender sender;
+  struct UrgentLane : LanePort {
     LazyArray<std::uint16_t> unsent;  // ring of slots, kMaxUrgent
     std::uint32_t unsent_head = 0;
     std::uint32_t unsent_tail = 0;
     unsigned outstanding = 0;
-    std::uint64_t progress_ns = 0;  // bytes came, or the first request went out
-    bool wants_write = false;
     bool dirty = false;  // has something to flush
   };
 
@@ -78,15 +73,13 @@ class FaultThread {
   [[nodiscard]] bool install_zero(char* host);
   void wake(char* host);
 
-  void receive(UrgentLane& lane, ServerId server);
-  void on_answer(UrgentLane& lane, ServerId server, const wire::FrameHeader& header,
+  void receive(UrgentLane& lane);
+  void on_answer(UrgentLane& lane, const wire::FrameHeader& header,
                  std::span<const std::uint8_t> payload);
   void flush_all();
-  void flush(UrgentLane& lane, ServerId server);
-  void fail(UrgentLane& lane, ServerId server, const Error& error);
+  void flush(UrgentLane& lane);
   void check_links();
   void check_timeouts(std::uint64_t now);
-  void disconnect(UrgentLane& lane);
   void free_slot(UrgentLane& lane, std::uint16_t index);
   void push_discard(PageIndex page, ServerId server);
   void release_all();

@@ -32,7 +32,7 @@ class PageOut {
 // By core.method:
 // - kPageout: one UFFDIO_PAGEOUT for all of the unit. A pinned page stays.
 // - kMove: UFFDIO_MOVE of runs. A pinned page (EBUSY) stays; EAGAIN after a part continues behind
-// it.
+//   it.
 // - kWriteProtect: write-protect, copy, discard, wake. A write between the first two takes a page
 //   back. Blind to pins: a device or O_DIRECT that writes into a page meanwhile is lost.
 [[nodiscard]] Result<std::unique_ptr<PageOut>> make_page_out(PagerCore& core);

@@ -13,7 +13,6 @@ namespace kintsugi {
 namespace {
 
 constexpr std::uint32_t kTagBell = UINT32_MAX;
-constexpr int kTimeoutCheck_ms = 250;
 constexpr int kInstallTries = 16;
 // Twice the longest answer and more.
 constexpr std::size_t kReadBuffer_bytes = 1024 * 1024;
@@ -32,11 +31,11 @@ Result<void> PrefetchThread::init() {
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_ < 0) return make_error(errno, "cannot create an epoll instance for the pager");
   lanes_.resize(core_.links.size());
-  for (BulkLane& lane : lanes_) {
-    Result<FrameReader> reader = FrameReader::create(kReadBuffer_bytes);
-    if (!reader) return reader.error();
-    lane.reader = std::move(*reader);
-    lane.unsent.reserve(kMaxBulkRequests);
+  for (std::size_t i = 0; i < lanes_.size(); i++) {
+    Result<void> ready =
+        lanes_[i].init(core_.links[i].get(), Lane::kBulk, epoll_, 0, kReadBuffer_bytes);
+    if (!ready) return ready;
+    lanes_[i].unsent.reserve(kMaxBulkRequests);
   }
   requests_.resize(kMaxBulkRequests);
   for (unsigned i = 0; i < kMaxBulkRequests; i++) {
@@ -65,10 +64,7 @@ void PrefetchThread::run() {
     core_.prefetch_bell.about_to_sleep();
     const bool busy = free_requests_.size() < kMaxBulkRequests;
     int timeout_ms = -1;
-    if (busy) {
-      timeout_ms = std::min<int>(kTimeoutCheck_ms,
-                                 static_cast<int>(core_.config.io_timeout.count() / 4) + 1);
-    }
+    if (busy) timeout_ms = overdue_check_ms(core_.config.io_timeout);
     if (!core_.prefetch_wishes.empty()) timeout_ms = 0;
     const int n = epoll_wait(epoll_, events.data(), kEvents, timeout_ms);
     core_.prefetch_bell.awake();
@@ -83,15 +79,20 @@ void PrefetchThread::run() {
         continue;
       }
       BulkLane& lane = lanes_[tag - 1];
-      const ServerId server{static_cast<std::uint8_t>(tag)};
-      if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) receive(lane, server);
+      if ((what & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
+        const std::size_t bytes = lane.receive(
+            now_, [&](const wire::FrameHeader& header, std::span<const std::uint8_t> payload) {
+              on_answer(lane, header, payload);
+            });
+        core_.counters(lane.server()).bytes_in_bulk.add(bytes);
+      }
       if ((what & EPOLLOUT) != 0) lane.dirty = true;
     }
     take_wishes();
-    for (unsigned i = 0; i < lanes_.size(); i++) {
-      if (lanes_[i].dirty) flush(lanes_[i], ServerId{static_cast<std::uint8_t>(i + 1)});
+    for (BulkLane& lane : lanes_) {
+      if (lane.dirty) flush(lane);
     }
-    if (now_ - checked_ns_ > std::uint64_t{kTimeoutCheck_ms} * 1'000'000 || n == 0) {
+    if (now_ - checked_ns_ > std::uint64_t{kOverdueCheck_ms} * 1'000'000 || n == 0) {
       check_timeouts(now_);
     }
   }
@@ -157,58 +158,32 @@ void PrefetchThread::ask(PageIndex first, unsigned pages, ServerId server) {
   request.use++;
   core_.counters(server).bulk_pages.fetch_add(pages, std::memory_order_relaxed);
   BulkLane& lane = lanes_[server.value - 1U];
-  if (lane.outstanding++ == 0) lane.progress_ns = now_;
+  if (lane.outstanding++ == 0) lane.made_progress(now_);
   lane.unsent.push_back(index);
   lane.dirty = true;
 }
 
-void PrefetchThread::receive(BulkLane& lane, ServerId server) {
-  if (!lane.at.connection) return;
-  const char* name = core_.link(server).name().c_str();
-  const Result<std::size_t> got = lane.reader.fill(lane.at.connection->fd(), name);
-  if (!got) {
-    fail(lane, server, got.error());
-    return;
-  }
-  if (*got == 0) return;
-  lane.progress_ns = now_;
-  core_.counters(server).bytes_in_bulk.add(*got);
-  wire::FrameHeader header;
-  std::span<const std::uint8_t> payload;
-  while (lane.at.connection) {
-    const Result<bool> more = lane.reader.next(&header, &payload, name);
-    if (!more) {
-      fail(lane, server, more.error());
-      return;
-    }
-    if (!*more) return;
-    on_answer(lane, server, header, payload);
-  }
-}
-
-void PrefetchThread::on_answer(BulkLane& lane, ServerId server, const wire::FrameHeader& header,
+void PrefetchThread::on_answer(BulkLane& lane, const wire::FrameHeader& header,
                                std::span<const std::uint8_t> payload) {
+  const ServerId server = lane.server();
   const auto index = static_cast<std::uint16_t>(header.seq & 0xffff);
   if (index >= kMaxBulkRequests || requests_[index].pages == 0 ||
       requests_[index].server != server || requests_[index].use != header.seq >> 16 ||
       header.op != static_cast<std::uint16_t>(wire::Op::kGet)) {
-    fail(lane, server,
-         make_error(EPROTO, "memory server {} answered a request that was not made",
-                    core_.link(server).name()));
+    lane.fail(
+        make_error(EPROTO, "memory server {} answered a request that was not made", lane.name()));
     return;
   }
   Request& request = requests_[index];
   if (header.status != 0) {
-    fail(lane, server,
-         lane.at.connection->refusal(static_cast<wire::Status>(header.status), "return pages"));
+    lane.fail(lane.connection().refusal(static_cast<wire::Status>(header.status), "return pages"));
     return;
   }
   GetAnswer answer;
   if (header.count != request.pages || header.page != request.first.value ||
       !parse_get(header, payload, &answer)) {
-    fail(lane, server,
-         make_error(EPROTO, "memory server {} answered with other pages than were asked for",
-                    core_.link(server).name()));
+    lane.fail(make_error(EPROTO, "memory server {} answered with other pages than were asked for",
+                         lane.name()));
     return;
   }
   for (unsigned i = 0; i < request.pages; i++) {
@@ -216,11 +191,11 @@ void PrefetchThread::on_answer(BulkLane& lane, ServerId server, const wire::Fram
     // The fault thread fetched it as well, was faster, and has had the server forget it.
     const PageEntry entry = core_.map.load(request.first + PageCount{i});
     if (entry.state() == PageState::kLocal || entry.urgent()) continue;
-    fail(lane, server,
-         make_error(ENODATA,
-                    "memory server {} no longer has page {}: was it restarted with an older arena "
-                    "file?",
-                    core_.link(server).name(), request.first.value + i));
+    lane.fail(
+        make_error(ENODATA,
+                   "memory server {} no longer has page {}: was it restarted with an older arena "
+                   "file?",
+                   lane.name(), request.first.value + i));
     return;
   }
   const std::uint8_t* content = answer.content;
@@ -299,99 +274,48 @@ void PrefetchThread::give_up(PageIndex first, unsigned pages) {
   core_.give_room(pages);
 }
 
-void PrefetchThread::flush(BulkLane& lane, ServerId server) {
+void PrefetchThread::flush(BulkLane& lane) {
   lane.dirty = false;
-  if (!lane.at.connection) return;
+  if (!lane.connected()) return;
   std::size_t taken = 0;
-  for (;;) {
-    while (!lane.sender.full() && taken < lane.unsent.size()) {
-      const std::uint16_t index = lane.unsent[taken++];
-      const Request& request = requests_[index];
-      wire::FrameHeader header =
-          lane.at.connection->request(wire::Op::kGet, std::uint64_t{request.use} << 16 | index);
-      header.page = request.first.value;
-      header.count = request.pages;
-      lane.sender.add(header);
-    }
-    if (lane.sender.empty()) break;
-    const Result<bool> sent =
-        lane.sender.flush(lane.at.connection->fd(), core_.link(server).name().c_str());
-    if (!sent) {
-      fail(lane, server, sent.error());
-      return;
-    }
-    if (!*sent) {
-      if (!lane.wants_write) {
-        lane.wants_write = true;
-        watch(lane.at.connection->fd(), EPOLLIN | EPOLLOUT, server.value, false);
-      }
-      break;
-    }
-  }
+  lane.send([&](wire::FrameHeader* header) {
+    if (taken == lane.unsent.size()) return false;
+    const std::uint16_t index = lane.unsent[taken++];
+    const Request& request = requests_[index];
+    *header = lane.connection().request(wire::Op::kGet, std::uint64_t{request.use} << 16 | index);
+    header->page = request.first.value;
+    header->count = request.pages;
+    return true;
+  });
   lane.unsent.erase(lane.unsent.begin(), lane.unsent.begin() + static_cast<std::ptrdiff_t>(taken));
-  if (lane.wants_write && lane.sender.empty()) {
-    lane.wants_write = false;
-    watch(lane.at.connection->fd(), EPOLLIN, server.value, false);
-  }
-}
-
-void PrefetchThread::fail(BulkLane& lane, ServerId server, const Error& error) {
-  core_.link(server).fail(lane.at.generation, error);
-  disconnect(lane);
-}
-
-void PrefetchThread::disconnect(BulkLane& lane) {
-  if (!lane.at.connection) return;
-  epoll_ctl(epoll_, EPOLL_CTL_DEL, lane.at.connection->fd(), nullptr);
-  lane.at.connection.reset();
-  lane.wants_write = false;
 }
 
 void PrefetchThread::check_links() {
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    BulkLane& lane = lanes_[i];
-    const ServerLink& link = *core_.links[i];
-    const std::uint64_t generation = link.generation();
-    if (lane.at.connection && (!link.connected() || generation != lane.at.generation)) {
-      disconnect(lane);
-    }
-    if (released_ || lane.at.connection || generation == lane.at.generation) continue;
-    ServerLink::LaneConnection at = link.lane(Lane::kBulk);
-    if (!at.connection) continue;
-    lane.at = std::move(at);
-    lane.reader.reset();
-    lane.sender.reset();
-    lane.progress_ns = now_ns();
+  for (BulkLane& lane : lanes_) {
+    if (!lane.renew(now_ns(), released_)) continue;
     lane.unsent.clear();
     for (unsigned request = 0; request < kMaxBulkRequests; request++) {
-      if (requests_[request].pages == 0 || requests_[request].server != link.server()) continue;
+      if (requests_[request].pages == 0 || requests_[request].server != lane.server()) continue;
       lane.unsent.push_back(static_cast<std::uint16_t>(request));
     }
-    watch(lane.at.connection->fd(), EPOLLIN, link.server().value, true);
     lane.dirty = true;
   }
 }
 
 void PrefetchThread::check_timeouts(std::uint64_t now) {
   checked_ns_ = now;
-  const auto limit_ns =
-      static_cast<std::uint64_t>(std::chrono::nanoseconds(core_.config.io_timeout).count());
-  for (unsigned i = 0; i < lanes_.size(); i++) {
-    BulkLane& lane = lanes_[i];
-    if (!lane.at.connection || lane.outstanding == 0 || now < lane.progress_ns + limit_ns) {
-      continue;
-    }
-    const ServerId server{static_cast<std::uint8_t>(i + 1)};
-    fail(lane, server,
-         make_error(ETIMEDOUT, "memory server {} owes prefetched pages and sent none for {} ms",
-                    core_.link(server).name(), core_.config.io_timeout.count()));
+  for (BulkLane& lane : lanes_) {
+    if (lane.outstanding == 0 || !lane.overdue(now, core_.config.io_timeout)) continue;
+    lane.fail(make_error(ETIMEDOUT,
+                         "memory server {} owes prefetched pages and sent none for {} ms",
+                         lane.name(), core_.config.io_timeout.count()));
   }
 }
 
 void PrefetchThread::release_all() {
   released_ = true;
   for (BulkLane& lane : lanes_) {
-    disconnect(lane);
+    lane.disconnect();
     lane.outstanding = 0;
     lane.unsent.clear();
   }

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "pager/core.h"
-#include "pager/frame_io.h"
+#include "pager/lane_port.h"
 
 namespace kintsugi {
 
@@ -35,14 +35,9 @@ class PrefetchThread {
     std::uint32_t pages = 0;  // all claimed; 0: free
     ServerId server;
   };
-  struct BulkLane {
-    ServerLink::LaneConnection at;
-    FrameReader reader;
-    HeaderSender sender;
+  struct BulkLane : LanePort {
     std::vector<std::uint16_t> unsent;  // request numbers; capacity kMaxBulkRequests
     unsigned outstanding = 0;
-    std::uint64_t progress_ns = 0;
-    bool wants_write = false;
     bool dirty = false;
   };
 
@@ -54,16 +49,13 @@ class PrefetchThread {
   // Asks for pages of [first, end) that are remote and free; false when there is no more room.
   bool fetch_range(std::uint64_t first, std::uint64_t end);
   void ask(PageIndex first, unsigned pages, ServerId server);
-  void receive(BulkLane& lane, ServerId server);
-  void on_answer(BulkLane& lane, ServerId server, const wire::FrameHeader& header,
+  void on_answer(BulkLane& lane, const wire::FrameHeader& header,
                  std::span<const std::uint8_t> payload);
   // Installs pages that are contiguous in the answer; those that could not be are given up.
   void install(PageIndex first, unsigned pages, const std::uint8_t* content, ServerId server);
   void complete(PageIndex first, unsigned pages, ServerId server);
   void give_up(PageIndex first, unsigned pages);
-  void flush(BulkLane& lane, ServerId server);
-  void fail(BulkLane& lane, ServerId server, const Error& error);
-  void disconnect(BulkLane& lane);
+  void flush(BulkLane& lane);
   void check_links();
   void check_timeouts(std::uint64_t now);
   void release_all();
