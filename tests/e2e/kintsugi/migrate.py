@@ -119,9 +119,14 @@ def hold_in(source: Vm, phase: Phase) -> None:
 
 
 def unhold(source: Vm) -> None:
-    """Undo hold_in()."""
-    source.set_parameters(max_bandwidth=UNLIMITED_BANDWIDTH, downtime_limit=300)
+    """Undo hold_in(), when nothing is being migrated."""
+    speed_up(source)
     source.set_capabilities(pause_before_switchover=False)
+
+
+def speed_up(source: Vm) -> None:
+    """Let a migration that is held in its first pass or its iterations go on."""
+    source.set_parameters(max_bandwidth=UNLIMITED_BANDWIDTH, downtime_limit=300)
 
 
 def wait_phase(source: Vm, phase: Phase, seconds: float = 30.0) -> None:
