@@ -30,6 +30,7 @@ packages="
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
     libsystemd-dev seabios qemu-system-data ipxe-qemu busybox-static cpio iproute2 mandoc
     shellcheck gdb
+    bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086

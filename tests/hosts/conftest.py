@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
 from emulated import host  # noqa: E402
+from emulated.amd import AmdHost  # noqa: E402
 
 DEBUG_SLOWER = 8.0
 
@@ -57,7 +58,7 @@ def run_host(logs: Path) -> Callable[..., host.Outcome]:
     def run(*command: str, timeout_s: float = 120.0, config: host.HostConfig | None = None,
             complaints: bool = False, **options: object) -> host.Outcome:
         slower = DEBUG_SLOWER if under_debug_kernel() else 1.0
-        outcome = host.run(command, config or host.HostConfig(), logs=logs,
+        outcome = host.run(command, config or AmdHost(), logs=logs,
                            timeout_s=timeout_s * slower, **options)  # type: ignore[arg-type]
         if under_debug_kernel() and not complaints:
             assert not outcome.complaints()
@@ -69,7 +70,7 @@ def run_host(logs: Path) -> Callable[..., host.Outcome]:
 @pytest.fixture(scope="session", autouse=True)
 def binaries_exist() -> None:
     """Fail at once, with one clear message, when nothing is built."""
-    config = host.HostConfig()
+    config = AmdHost()
     for path, how in ((config.qemu, "make qemu"), (config.kernel, "make kernel")):
         if not path.exists():
             pytest.exit(f"{path} does not exist; build it ({how})", 2)

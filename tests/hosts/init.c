@@ -11,11 +11,14 @@
  *   cwd=DIR     where the command starts
  *   env=A=B     a variable of its environment, which has no others
  *   arg=WORD    the next word of the command
- *   tty=1       the command gets the console hvc0, else the ports "out" and "err"
+ *   tty=1       the command gets a terminal, else the ports "out" and "err"
  *
  * The port "status" then carries one line: "started", and after it either "exit N", with N as a
- * shell would show it, or "error TEXT" if the host could not be set up. Without virtio ports the
- * first serial line carries all of it, each line of ours behind "kintsugi-status ".
+ * shell would show it, or "error TEXT" if the host could not be set up.
+ *
+ * The ports are those of virtio with that name, the terminal is hvc0. Without virtio they are the
+ * serial lines after the console's: status ttyS1, out ttyS2, err and the terminal ttyS3. Where
+ * these are missing too, all goes to the console, each line of ours behind "kintsugi-status ".
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -34,6 +37,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #define WORDS_MAX 4096
@@ -65,6 +69,7 @@ static void tell(const char *format, ...)
 
 static _Noreturn void power_off(void)
 {
+    tcdrain(status_fd);
     sync();
     reboot(RB_POWER_OFF);
     for (;;) {
@@ -148,8 +153,30 @@ static void read_run_file(void)
     }
 }
 
+/* Opens a serial line, `raw` or as a terminal; -1 without one. */
+static int open_serial(const char *path, bool raw)
+{
+    int fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    struct termios settings;
+
+    if (fd < 0) {
+        return -1;
+    }
+    if (tcgetattr(fd, &settings)) { /* no such hardware */
+        close(fd);
+        return -1;
+    }
+    if (raw) {
+        cfmakeraw(&settings);
+    }
+    settings.c_cflag |= CLOCAL;
+    cfsetspeed(&settings, B115200);
+    tcsetattr(fd, TCSANOW, &settings);
+    return fd;
+}
+
 /* Opens the virtio port of that name; -1 without one. */
-static int open_port(const char *name)
+static int open_virtio(const char *name)
 {
     DIR *ports = opendir("/sys/class/virtio-ports");
     struct dirent *entry;
@@ -177,6 +204,13 @@ static int open_port(const char *name)
         closedir(ports);
     }
     return found;
+}
+
+static int open_port(const char *name, const char *serial)
+{
+    int fd = open_virtio(name);
+
+    return fd >= 0 ? fd : open_serial(serial, true);
 }
 
 static void make_root(void)
@@ -235,6 +269,9 @@ static _Noreturn void start(int out, int err)
     if (run.tty) {
         int tty = open("/dev/hvc0", O_RDWR);
 
+        if (tty < 0) {
+            tty = open_serial("/dev/ttyS3", false);
+        }
         ioctl(tty, TIOCSCTTY, 0);
         dup2(tty, 0);
         out = err = tty;
@@ -255,7 +292,7 @@ static _Noreturn void start(int out, int err)
 
 int main(void)
 {
-    int out, err, status, code;
+    int out = -1, err = -1, status, code;
     pid_t child, ended;
 
     status_fd = open("/dev/console", O_RDWR | O_CLOEXEC);
@@ -265,17 +302,19 @@ int main(void)
     must_mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
     must_mount("proc", "/proc", "proc", 0, NULL);
     must_mount("sysfs", "/sys", "sysfs", 0, NULL);
-    out = open_port("status");
-    if (out >= 0) {
-        status_fd = out;
+    status = open_port("status", "/dev/ttyS1");
+    if (status >= 0) {
+        status_fd = status;
         status_is_port = true;
     }
-    out = open_port("out");
-    err = open_port("err");
-    if (out < 0 || err < 0) {
-        out = err = status_fd;
-    }
     read_run_file();
+    if (!run.tty) {
+        out = open_port("out", "/dev/ttyS2");
+        err = open_port("err", "/dev/ttyS3");
+        if (out < 0 || err < 0) {
+            out = err = status_fd;
+        }
+    }
     make_root();
     loopback_up();
     sethostname("emulated", 8);
@@ -291,6 +330,8 @@ int main(void)
         ended = wait(&status);
     } while (ended != child && !(ended < 0 && errno != EINTR));
     code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    tcdrain(out);
+    tcdrain(err);
     tell("exit %d", code);
     power_off();
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from emulated import host
+from emulated.amd import AmdHost
 
 RUN = Path(__file__).resolve().parent / "run"
 
@@ -47,7 +48,7 @@ def test_it_sees_our_files_and_writes_only_where_it_may(run_host, tmp_path):
     shared.mkdir()
     outcome = run_host(
         "sh", "-ec", "cat given; echo lost > given; cat given; echo kept > shared/new; pwd",
-        cwd=tmp_path, config=host.HostConfig(writable=(shared,)))
+        cwd=tmp_path, config=AmdHost(writable=(shared,)))
     assert outcome.status == 0, outcome.stderr
     assert outcome.stdout == f"from outside\nlost\n{tmp_path}\n".encode()
     assert (tmp_path / "given").read_text(encoding="utf-8") == "from outside\n"
@@ -85,16 +86,16 @@ def test_host_that_ends_early(run_host):
 
 def test_host_that_does_not_start(run_host):
     with pytest.raises(host.HostError, match="(?s)without an exit status.*no-such-device"):
-        run_host("true", config=host.HostConfig(extra=("-device", "no-such-device")))
+        run_host("true", config=AmdHost(extra=("-device", "no-such-device")))
 
 
 def test_writable_directory_that_does_not_exist(run_host):
     with pytest.raises(host.HostError, match="/not/there is no directory"):
-        run_host("true", config=host.HostConfig(writable=(Path("/not/there"),)))
+        run_host("true", config=AmdHost(writable=(Path("/not/there"),)))
 
 
 def test_root_that_cannot_be_mounted(run_host):
-    config = host.HostConfig(append=("initcall_blacklist=p9_virtio_init",))
+    config = AmdHost(append=("initcall_blacklist=p9_virtio_init",))
     with pytest.raises(host.HostError, match="could not be set up: mount of 9p on /lower"):
         run_host("true", config=config)
 

@@ -3,26 +3,51 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from emulated import host, selftests
+from emulated.amd import AmdHost
+from emulated.intel import IntelHost
 
 ROWS = selftests.read_table()
 # Two ranges for /dev/tiermem, which the kernel is kept from using as RAM.
 TIERMEM = ("memmap=16M$0x10000000,16M$0x12000000",
            "tiermem.ranges=16M@0x10000000,16M@0x12000000")
 # Tests use what huge pages they find.
-CONFIGS = {"mm": host.HostConfig(append=("hugepages=256",)),
-           "kvm": host.HostConfig(append=("hugepages=8", *TIERMEM)),
-           "tiermem": host.HostConfig(append=TIERMEM)}
+APPEND = {"mm": ("hugepages=256",), "kvm": ("hugepages=8", *TIERMEM), "tiermem": TIERMEM}
+ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 300, ())
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "amd" in row.hosts],
-                         ids=lambda row: row.name)
-def test_on_amd(row, run_host):
+def rows_of(name: str) -> list[selftests.Selftest]:
+    """What runs in that kind of host."""
+    return [row for row in ROWS if name in row.hosts]
+
+
+def run_selftest(run_host, row: selftests.Selftest, config: host.HostConfig) -> host.Outcome:
+    """Run it; the test fails or is skipped with it."""
+    config = dataclasses.replace(config, append=(*APPEND[row.collection], *config.append))
     outcome = run_host(str(row.path), *row.arguments, timeout_s=row.timeout_s,
-                       cwd=row.path.parent, config=CONFIGS.get(row.collection))
+                       cwd=row.path.parent, config=config)
     text = (outcome.stdout + outcome.stderr).decode(errors="replace")
     print(text)
     if outcome.status == selftests.SKIPPED:
         pytest.skip(text.strip().splitlines()[-1] if text.strip() else "it gives no reason")
     assert outcome.status == 0
+    return outcome
+
+
+@pytest.mark.parametrize("row", rows_of("amd"), ids=lambda row: row.name)
+def test_on_amd(row, run_host):
+    run_selftest(run_host, row, AmdHost())
+
+
+@pytest.mark.parametrize("row", rows_of("intel"), ids=lambda row: row.name)
+def test_on_intel(row, run_host):
+    run_selftest(run_host, row, IntelHost())
+
+
+def test_on_intel_without_access_bits(run_host):
+    """The ioctl says so instead of giving bits that nobody sets."""
+    outcome = run_selftest(run_host, ACCESS_BITS, IntelHost(append=("kvm_intel.eptad=0",)))
+    assert b"ok 1 EOPNOTSUPP without A/D bits\n" in outcome.stdout

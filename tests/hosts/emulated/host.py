@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Boot an emulated host, run one command in it, tell what came of it."""
+"""Boot an emulated host, run one command in it, tell what came of it.
+
+What is the same for every kind of host. The kinds are amd.AmdHost and intel.IntelHost.
+"""
 
 from __future__ import annotations
 
+import abc
 import os
 import re
 import selectors
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,14 +18,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
-from .initramfs import REPO, initramfs
+from .initramfs import REPO
 
 BUILD = REPO / "build"
-FIRMWARE = ("/usr/share/seabios", "/usr/share/qemu")
 # The last three: emulated processors may get no time for long, and nothing is wrong then.
-KERNEL_ARGUMENTS = ("console=ttyS0", "panic=-1", "oops=panic", "random.trust_cpu=on",
+KERNEL_ARGUMENTS = ("console=ttyS0,115200", "panic=-1", "oops=panic", "random.trust_cpu=on",
                     "no_timer_check", "tsc=reliable", "rcupdate.rcu_cpu_stall_timeout=300")
 POWER_OFF_S = 20.0
 TAIL_LINES = 30
@@ -30,7 +32,6 @@ PANIC_RE = re.compile(r"Kernel panic - not syncing: (.*)")
 # What a kernel says when it finds itself wrong, and goes on.
 COMPLAINT_RE = re.compile(
     r"^(?:\[[ 0-9.]*\] )?(?:\w+: )?(?:WARNING: |BUG: |UBSAN: |INFO: (?:rcu|task|trying) ?)")
-NOISE = "warning: TCG doesn't support requested feature"
 STATUS_TIMEOUT, STATUS_HOST = 124, 125
 
 
@@ -51,56 +52,50 @@ def kernel() -> Path:
     return REPO / (os.environ.get("KINTSUGI_HOST_KERNEL") or "build/kernel/bzImage")
 
 
-def qemu() -> Path:
-    """The QEMU that is the host's machine, unlike KINTSUGI_QEMU, the one under test."""
-    return REPO / (os.environ.get("KINTSUGI_HOST_QEMU") or "build/qemu-build/qemu-system-x86_64")
+@dataclass(frozen=True)
+class HostConfig(abc.ABC):
+    """A host to boot. The kinds of hosts say what machine it is and what is in its root."""
+
+    name: ClassVar[str]                   # the command finds it in KINTSUGI_HOST
+    emulator: ClassVar[str]
+    noise: ClassVar[str] = ""             # lines of the emulator that say nothing have this
+
+    kernel: Path = field(default_factory=kernel)
+    memory_mib: int = 1024
+    cpus: int = 2
+    append: tuple[str, ...] = ()          # more words for the kernel's command line
+    extra: tuple[str, ...] = ()           # more for the emulator
+
+    def missing(self) -> str:
+        """Why this host cannot be booted, if so."""
+        return "" if self.kernel.exists() else f"{self.kernel} does not exist (`make kernel`)"
+
+    def kernel_command_line(self) -> str:
+        """All words."""
+        return " ".join((*KERNEL_ARGUMENTS, *self.append))
+
+    @abc.abstractmethod
+    def arguments(self, task: Task, temp: Path, console: Path,
+                  ports: Mapping[str, int]) -> list[str]:
+        """The emulator's command line. It may put files into `temp`. The kernel's log goes to
+        `console`, and what comes from the ports "status", "out" and "err" to these files."""
 
 
 @dataclass(frozen=True)
-class HostConfig:
-    """A host to boot. The command sees this machine's files; what it writes goes to memory,
-    except under `writable`."""
+class Task:
+    """What is to be done in a host."""
 
-    kernel: Path = field(default_factory=kernel)
-    memory_mib: int = 3072
-    cpus: int = 2
-    append: tuple[str, ...] = ()          # more words for the kernel's command line
-    writable: tuple[Path, ...] = ()       # directories of this machine it may write to
-    extra: tuple[str, ...] = ()           # more arguments for QEMU
-    gdb_port: int = 0                     # wait there for gdb before the first instruction
-    qemu: Path = field(default_factory=qemu)
+    command: Sequence[str]
+    cwd: Path
+    env: Mapping[str, str]
+    tty: bool                             # the command gets our terminal
 
-    def arguments(self, initrd: Path, console: Path) -> list[str]:
-        """QEMU's arguments for an AMD host, without the command's input and output."""
-        words = [str(self.qemu), "-nodefaults", "-no-user-config", "-machine", "q35",
-                 "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt",
-                 "-smp", str(self.cpus), "-m", f"{self.memory_mib}M", "-display", "none",
-                 "-vga", "none", "-nic", "none", "-no-reboot"]
-        for path in FIRMWARE:
-            if os.path.isdir(path):
-                words += ["-L", path]
-        words += ["-kernel", str(self.kernel), "-initrd", str(initrd),
-                  "-append", " ".join((*KERNEL_ARGUMENTS, *self.append)),
-                  "-serial", f"file:{console}",
-                  "-device", "virtio-serial-pci"]
-        shares = [("root", Path("/"), ",readonly=on")]
-        shares += [(f"share{n}", path, "") for n, path in enumerate(self.writable)]
-        for tag, path, options in shares:
-            words += ["-fsdev", f"local,id={tag},path={path},security_model=none,"
-                                f"multidevs=remap{options}",
-                      "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
-        if self.gdb_port:
-            words += ["-gdb", f"tcp:127.0.0.1:{self.gdb_port}", "-S"]
-        return [*words, *self.extra]
-
-    def records(self, command: Sequence[str], cwd: Path, env: Mapping[str, str],
-                tty: bool) -> list[tuple[str, str]]:
-        """What init is to do."""
-        found = [("root", "9p"), ("cwd", str(cwd))]
-        found += [("share", str(path)) for path in self.writable]
-        found += [("env", f"{key}={value}") for key, value in env.items()]
-        found += [("tty", "1")] if tty else []
-        return found + [("arg", word) for word in command]
+    def records(self) -> list[tuple[str, str]]:
+        """For init, see tests/hosts/init.c."""
+        found = [("cwd", str(self.cwd))]
+        found += [("env", f"{key}={value}") for key, value in self.env.items()]
+        found += [("tty", "1")] if self.tty else []
+        return found + [("arg", word) for word in self.command]
 
 
 @dataclass
@@ -118,19 +113,20 @@ class Outcome:
         return [line for line in text.splitlines() if COMPLAINT_RE.match(line)]
 
 
-def default_environment() -> dict[str, str]:
-    """What every command gets."""
+def default_environment(name: str) -> dict[str, str]:
+    """What every command gets in that kind of host."""
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": os.environ.get("TERM", "dumb"),
-            "KINTSUGI_HOST": "amd"}
+            "KINTSUGI_HOST": name}
 
 
-def _tail(path: Path) -> str:
+def _tail(path: Path, noise: str = "") -> str:
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
         return f"({error})"
-    lines = [line for line in lines if NOISE not in line]
+    if noise:
+        lines = [line for line in lines if noise not in line]
     return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
 
 
@@ -140,37 +136,27 @@ class _Run:
     def __init__(self, config: HostConfig, logs: Path) -> None:
         self.config = config
         self.console = logs / "console.log"
-        self.qemu_log = logs / "qemu.log"
+        self.emulator_log = logs / f"{config.emulator}.log"
         self.status = b""
         logs.mkdir(parents=True, exist_ok=True)
         self.console.write_bytes(b"")
 
-    def start(self, temp: Path, records: list[tuple[str, str]],
-              ports: dict[str, socket.socket], tty: bool) -> subprocess.Popen[bytes]:
-        initrd = temp / "initramfs.cpio"
-        initrd.write_bytes(initramfs(records))
-        words = self.config.arguments(initrd, self.console)
-        for name, theirs in ports.items():
-            words += ["-chardev", f"socket,id={name},fd={theirs.fileno()}",
-                      "-device", f"virtserialport,chardev={name},name={name}"]
-        if tty:
-            words += ["-chardev", "stdio,id=tty,signal=off",
-                      "-device", "virtconsole,chardev=tty,name=tty"]
+    def start(self, task: Task, temp: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+        """Starts the emulator; `ports` are the files it writes to."""
+        words = self.config.arguments(task, temp, self.console, ports)
         wrapper = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        with self.qemu_log.open("wb") as log:
+        with self.emulator_log.open("wb") as log:
             log.write((" ".join(words) + "\n").encode())
             log.flush()
             try:
                 return subprocess.Popen(
-                    [*wrapper, *words], stdin=None if tty else subprocess.DEVNULL,
-                    stdout=None if tty else log, stderr=log,
-                    pass_fds=[theirs.fileno() for theirs in ports.values()])
+                    [*wrapper, *words], stdin=None if task.tty else subprocess.DEVNULL,
+                    stdout=None if task.tty else log, stderr=log, pass_fds=ports.values())
             except OSError as error:
                 raise HostError(f"cannot start {words[0]}: {error}") from error
 
-    def pump(self, sinks: dict[socket.socket, Callable[[bytes], object]],
-             deadline: float | None) -> bool:
-        """Hands on what comes until every socket is closed; False if the deadline came first."""
+    def pump(self, sinks: dict[int, Callable[[bytes], object]], deadline: float | None) -> bool:
+        """Hands on what comes until every file is at its end; False if the deadline came first."""
         with selectors.DefaultSelector() as selector:
             for ours, sink in sinks.items():
                 selector.register(ours, selectors.EVENT_READ, sink)
@@ -181,14 +167,11 @@ class _Run:
                 if left is not None and left <= 0:
                     return False
                 for key, _ in selector.select(left):
-                    try:
-                        data = key.fileobj.recv(65536)  # type: ignore[union-attr]
-                    except ConnectionError:
-                        data = b""
+                    data = os.read(key.fd, 65536)
                     if data:
                         key.data(data)
                     else:
-                        selector.unregister(key.fileobj)
+                        selector.unregister(key.fd)
         return True
 
     def add_status(self, data: bytes) -> None:
@@ -211,29 +194,27 @@ class _Run:
         if failed:
             return HostError(f"the host could not be set up: {failed[1].decode()}; {where}")
         return HostError(f"the host ended without an exit status; {where}\n"
-                         f"the end of {self.qemu_log}:\n{_tail(self.qemu_log)}")
+                         f"the end of {self.emulator_log}:\n"
+                         f"{_tail(self.emulator_log, self.config.noise)}")
 
 
-def run(command: Sequence[str], config: HostConfig = HostConfig(), *, logs: Path,
+def run(command: Sequence[str], config: HostConfig, *, logs: Path,
         timeout_s: float | None = 300.0, cwd: Path | None = None,
         env: Mapping[str, str] | None = None, tty: bool = False,
         stdout: BinaryIO | None = None, stderr: BinaryIO | None = None) -> Outcome:
     """Boot a host and run `command` in it.
 
-    `logs` gets console.log and qemu.log. What the command prints is returned, or copied to
-    `stdout` and `stderr` as it comes. With `tty` it talks to our terminal instead. Raises
+    `logs` gets console.log and the emulator's log. What the command prints is returned, or copied
+    to `stdout` and `stderr` as it comes. With `tty` it talks to our terminal instead. Raises
     HostTimeout, HostPanic or another HostError if there is no exit status of the command.
     """
-    for path, how in ((config.kernel, "make kernel"), (config.qemu, "make qemu")):
-        if not path.exists():
-            raise HostError(f"{path} does not exist; build it (`{how}`)")
-    for path in config.writable:
-        if not path.is_dir():
-            raise HostError(f"{path} is no directory, so nothing can be written there")
+    if missing := config.missing():
+        raise HostError(missing)
+    variables = {**default_environment(config.name), **(env or {})}
+    task = Task(command, cwd or Path.cwd(), variables, tty)
     boot = _Run(config, logs)
     taken = {"out": b"", "err": b""}
-    names = ("status",) if tty else ("status", "out", "err")
-    pairs = {name: socket.socketpair() for name in names}
+    pipes = {name: os.pipe() for name in (("status",) if tty else ("status", "out", "err"))}
 
     def sink(name: str, stream: BinaryIO | None) -> Callable[[bytes], object]:
         def keep(data: bytes) -> None:
@@ -244,25 +225,24 @@ def run(command: Sequence[str], config: HostConfig = HostConfig(), *, logs: Path
             stream.flush()
         return keep if stream is None else copy
 
-    sinks = {pairs["status"][0]: boot.add_status}
+    sinks = {pipes["status"][0]: boot.add_status}
     if not tty:
-        sinks[pairs["out"][0]] = sink("out", stdout)
-        sinks[pairs["err"][0]] = sink("err", stderr)
+        sinks[pipes["out"][0]] = sink("out", stdout)
+        sinks[pipes["err"][0]] = sink("err", stderr)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    variables = {**default_environment(), **(env or {})}
     with tempfile.TemporaryDirectory(prefix="kg-host-") as temp:
         child = None
         try:
-            child = boot.start(Path(temp), config.records(
-                command, cwd or Path.cwd(), variables, tty),
-                {name: theirs for name, (_, theirs) in pairs.items()}, tty)
-            for _, theirs in pairs.values():
-                theirs.close()
+            try:
+                child = boot.start(task, Path(temp),
+                                   {name: theirs for name, (_, theirs) in pipes.items()})
+            finally:
+                for _, theirs in pipes.values():
+                    os.close(theirs)
             ended = boot.pump(sinks, deadline)
         finally:
-            for pair in pairs.values():
-                pair[0].close()
-                pair[1].close()
+            for ours, _ in pipes.values():
+                os.close(ours)
             if child is not None:
                 try:
                     child.wait(1.0 if boot.done() else 0.1)

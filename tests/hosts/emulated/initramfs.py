@@ -17,6 +17,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[3]
 INIT_SOURCE = REPO / "tests" / "hosts" / "init.c"
 INIT = REPO / "build" / "hosts" / "init"
+# {path: (permissions, content)}; a symbolic link or directory has its type with the permissions.
+Files = dict[str, tuple[int, bytes]]
 CFLAGS = ("-std=gnu11", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror")
 
 
@@ -42,17 +44,18 @@ def _entry(number: int, name: str, mode: int, content: bytes) -> bytes:
     return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
 
 
-def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
-    """A cpio archive of {path: (permissions, content)}, with the directories the paths need."""
-    parents = {str(parent) for path in files for parent in Path(path).parents} - {"."}
-    entries = [(name, stat.S_IFDIR | 0o755, b"") for name in sorted(parents)]
-    entries += [(name, stat.S_IFREG | mode, data) for name, (mode, data) in files.items()]
+def archive(files: Files) -> bytes:
+    """A cpio archive of `files`, with the directories the paths need."""
+    parents = {str(parent) for path in files for parent in Path(path).parents} - {".", *files}
+    wanted = {**{path: (stat.S_IFDIR | 0o755, b"") for path in parents}, **files}
+    entries = [(path, mode if stat.S_IFMT(mode) else stat.S_IFREG | mode, data)
+               for path, (mode, data) in sorted(wanted.items())]
     parts = [_entry(number, *entry) for number, entry in enumerate(entries, 1)]
     return b"".join([*parts, _entry(0, "TRAILER!!!", 0, b"")])
 
 
 def initramfs(records: Iterable[tuple[str, str]],
-              more: dict[str, tuple[int, bytes]] | None = None) -> bytes:
+              more: Files | None = None) -> bytes:
     """The initramfs for one run: init reads `records`, see tests/hosts/init.c."""
     run = b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in records)
     return archive({"init": (0o755, built_init().read_bytes()), "kintsugi.run": (0o600, run),
