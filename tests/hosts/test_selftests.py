@@ -51,3 +51,16 @@ def test_on_intel_without_access_bits(run_host):
     """The ioctl says so instead of giving bits that nobody sets."""
     outcome = run_selftest(run_host, ACCESS_BITS, IntelHost(append=("kvm_intel.eptad=0",)))
     assert b"ok 1 EOPNOTSUPP without A/D bits\n" in outcome.stdout
+
+
+def test_on_intel_with_page_modification_logging(run_host):
+    """Where the processor logs dirty pages, clearing their bits must not hide one."""
+    logging = "/sys/module/kvm_intel/parameters/pml"
+    outcome = run_host(
+        "sh", "-c", f'grep -x Y {logging} && exec "$0"', str(ACCESS_BITS.path),
+        timeout_s=ACCESS_BITS.timeout_s,
+        config=IntelHost(model="corei7_skylake_x", append=APPEND["kvm"],
+                         bring=(ACCESS_BITS.path,)))
+    print((outcome.stdout + outcome.stderr).decode(errors="replace"))
+    assert outcome.status == 0 and outcome.stdout.startswith(b"Y\n")
+    assert b" dirty_log.ring.concurrent\n" in outcome.stdout

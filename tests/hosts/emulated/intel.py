@@ -27,8 +27,9 @@ VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 GRUB_MODULES = Path("/usr/lib/grub/i386-pc")
 # What the machine believes to run in a second: the lower, the sooner a sleep is over.
 INSTRUCTIONS_PER_S = 20_000_000
-# Triple fault: the one way to reboot that this machine can be told to end at.
-REBOOT = "reboot=triple"
+# The time stamp counter counts instructions, whatever CPUID of a model says. A triple fault is the
+# one way to reboot that this machine can be told to end at.
+KERNEL_ARGUMENTS = f"tsc_early_khz={INSTRUCTIONS_PER_S // 1000} reboot=triple"
 
 # The processors read MSRs that Bochs lacks at every tick, so errors are not logged.
 BOCHSRC = """\
@@ -116,7 +117,7 @@ class IntelHost(HostConfig):
         return super().missing()
 
     def kernel_command_line(self) -> str:
-        return f"{super().kernel_command_line()} {REBOOT}"
+        return f"{super().kernel_command_line()} {KERNEL_ARGUMENTS}"
 
     def arguments(self, task: Task, temp: Path, console: Path,
                   ports: Mapping[str, int]) -> list[str]:
