@@ -16,7 +16,7 @@ TIERMEM = ("memmap=16M$0x10000000,16M$0x12000000",
            "tiermem.ranges=16M@0x10000000,16M@0x12000000")
 # Tests use what huge pages they find.
 APPEND = {"mm": ("hugepages=256",), "kvm": ("hugepages=8", *TIERMEM), "tiermem": TIERMEM}
-ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 300, ())
+ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 600, ())
 
 
 def rows_of(name: str) -> list[selftests.Selftest]:
