@@ -138,3 +138,11 @@ def test_kvm_runs_a_guest(run_host, tmp_path):
     program = Path(__file__).with_name("tiny_guest.py")
     outcome = run_host(sys.executable, str(program))
     assert (outcome.status, outcome.stdout) == (0, b"guest says K\n"), outcome.stderr
+
+
+def test_time_can_count_instructions(run_host):
+    program = Path(__file__).with_name("count_loop.py")
+    config = AmdHost(cpus=1, count_instructions=True)
+    outcome = run_host(sys.executable, str(program), config=config)
+    assert outcome.status == 0, outcome.stderr
+    assert 20000 <= int(outcome.stdout) <= 20016

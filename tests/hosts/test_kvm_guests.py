@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import pytest
 from emulated import host
+from emulated.amd import AmdHost
 from emulated.initramfs import REPO
 
-CONFIG = host.HostConfig(memory_mib=6144)
+CONFIG = AmdHost(memory_mib=6144)
 # Everything there is slower by about this factor.
 PATIENCE = "10"
 LIMIT_S = 900.0

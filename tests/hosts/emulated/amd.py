@@ -35,6 +35,7 @@ class AmdHost(HostConfig):
     memory_mib: int = 3072
     writable: tuple[Path, ...] = ()       # directories of this machine it may write to
     gdb: int = 0                          # port to wait for gdb at, before the first instruction
+    count_instructions: bool = False      # time is their number, see tests/bench/kernel/bench.h
     qemu: Path = field(default_factory=qemu)
 
     def missing(self) -> str:
@@ -50,8 +51,11 @@ class AmdHost(HostConfig):
         records = [("root", "9p"), *(("share", str(path)) for path in self.writable)]
         initrd = temp / "initramfs.cpio"
         initrd.write_bytes(initramfs([*records, *task.records()]))
-        words = [str(self.qemu), "-nodefaults", "-no-user-config", "-machine", "q35",
-                 "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt",
+        accel = ["-accel", "tcg,thread=multi"]
+        if self.count_instructions:
+            accel = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+        words = [str(self.qemu), "-nodefaults", "-no-user-config", "-machine", "q35", *accel,
+                 "-cpu", "EPYC,+svm,+npt",
                  "-smp", str(self.cpus), "-m", f"{self.memory_mib}M", "-display", "none",
                  "-vga", "none", "-nic", "none", "-no-reboot"]
         for path in FIRMWARE:
