@@ -118,7 +118,7 @@ test: deps ## everything; the last line is "N passed, N failed, N skipped"
 demo: all ## split a running VM over three hosts, live, and check every byte
 	@scripts/demo
 
-bench: all qemu-stock ## all benchmarks, or SUITE=paging|migration|placement
+bench: all qemu-stock kernel ## all benchmarks, or SUITE=paging|migration|placement|kernel
 	@scripts/bench $(if $(SUITE),--suite $(SUITE))
 
 bench-check: ## name each figure of build/bench/results.json that misses its goal
