@@ -51,13 +51,18 @@ def logs(request: pytest.FixtureRequest) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def slower() -> float:
+    """What to multiply limits of time by."""
+    return DEBUG_SLOWER if under_debug_kernel() else 1.0
+
+
 @pytest.fixture
-def run_host(logs: Path) -> Callable[..., host.Outcome]:
+def run_host(logs: Path, slower: float) -> Callable[..., host.Outcome]:
     """Run a command in a host of its own: `run_host("sh", "-c", "...", timeout_s=60)`."""
 
     def run(*command: str, timeout_s: float = 120.0, config: host.HostConfig | None = None,
             complaints: bool = False, **options: object) -> host.Outcome:
-        slower = DEBUG_SLOWER if under_debug_kernel() else 1.0
         outcome = host.run(command, config or AmdHost(), logs=logs,
                            timeout_s=timeout_s * slower, **options)  # type: ignore[arg-type]
         if under_debug_kernel() and not complaints:

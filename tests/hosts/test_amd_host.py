@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import selectors
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +120,72 @@ def test_command_line_tells_a_panic_and_a_time_limit():
     done = subprocess.run([str(RUN), "--timeout", "2", "--", "sleep", "1000"],
                           stderr=subprocess.PIPE, check=False)
     assert done.returncode == host.STATUS_TIMEOUT and b"not done after 2 s" in done.stderr
+
+
+class Terminal:
+    """The terminal of a program, and who sits at it."""
+
+    def __init__(self, *command: str, limit_s: float) -> None:
+        self.deadline = time.monotonic() + limit_s
+        self.screen = b""
+        self.master, theirs = pty.openpty()
+        self.child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs,
+                                      start_new_session=True, env={**os.environ, "TERM": "dumb"})
+        os.close(theirs)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.child.kill()
+        self.child.wait()
+        os.close(self.master)
+
+    def read_until(self, pattern: bytes) -> None:
+        """Reads on until the pattern, and forgets the screen up to there."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.master, selectors.EVENT_READ)
+            while not (match := re.search(pattern, self.screen)):
+                assert selector.select(self.deadline - time.monotonic()), self.screen
+                self.screen += os.read(self.master, 4096)
+        self.screen = self.screen[match.end():]
+
+    def type(self, text: bytes) -> None:
+        """Does what a keyboard does."""
+        os.write(self.master, text)
+
+    def status(self) -> int:
+        """The exit status, once the program has ended."""
+        return self.child.wait(self.deadline - time.monotonic())
+
+
+def test_shell_on_a_terminal(slower):
+    """Typed text comes back from the terminal, so no answer waited for is part of it."""
+    with Terminal(str(RUN), "--shell", limit_s=120 * slower) as terminal:
+        terminal.read_until(rb"# $")
+        terminal.type(b"test -t 0 && echo answer $((6 * 7)); sleep 1000\n")
+        terminal.read_until(rb"answer 42\s")
+        terminal.type(b"\x03")
+        terminal.read_until(rb"# $")
+        terminal.type(b"exit 5\n")
+        terminal.read_until(rb"logout")
+        assert terminal.status() == 5
+
+
+def test_gdb_stops_the_kernel_where_it_begins(slower):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with subprocess.Popen([str(RUN), "--gdb", str(port), "--timeout", str(120 * slower), "--",
+                           "sh", "-c", "echo done; exit 6"], stdout=subprocess.PIPE) as child:
+        gdb = subprocess.run(
+            ["gdb", "-nx", "-batch", str(host.kernel().with_name("vmlinux")),
+             "-ex", "set tcp connect-timeout 60", "-ex", f"target remote :{port}",
+             "-ex", "hbreak start_kernel", "-ex", "continue", "-ex", "info symbol $rip",
+             "-ex", "detach"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, text=True)
+        out, _ = child.communicate()
+    assert "start_kernel in section" in gdb.stdout
+    assert (child.returncode, out) == (6, b"done\n")
 
 
 def test_complaints_of_the_kernel_are_found(tmp_path):
