@@ -54,12 +54,15 @@ qemu-stock: lib ## the same QEMU without our changes, as rival for the benchmark
 	@scripts/source_tree.py stock
 	@scripts/qemu-build.sh stock
 
-.PHONY: linux-tree linux-refresh kernel kernel-debug kernel-deb selftests
+.PHONY: linux-tree linux-refresh linux-prefixes kernel kernel-debug kernel-deb selftests
 linux-tree: deps ## make or update build/linux: upstream and our series
 	@scripts/source_tree.py tree --project linux $(if $(FORCE),--force)
 
 linux-refresh: deps ## write what was committed in build/linux back to linux-patches/
 	@scripts/source_tree.py refresh --project linux
+
+linux-prefixes: linux-tree ## build the kernel after each patch of the series
+	@scripts/linux-prefixes.py
 
 kernel: linux-tree ## build/kernel/bzImage, the kernel of the emulated hosts
 	@scripts/kernel-build.sh
