@@ -101,15 +101,15 @@ test-house: deps ## tests of the build machinery itself
 
 test-e2e: all ## end-to-end tests with real guests; TESTS="-k name" picks
 	@mkdir -p build/results
-	@$(PYTEST) -v tests/e2e --junitxml=build/results/test-e2e.xml $(TESTS)
+	@$(PYTEST) -v -n 2 tests/e2e --junitxml=build/results/test-e2e.xml $(TESTS)
 
 test-hosts: all kernel selftests ## emulated hosts, and the kernel's selftests in them
 	@mkdir -p build/results
-	@$(PYTEST) -v tests/hosts --junitxml=build/results/test-hosts.xml $(TESTS)
+	@$(PYTEST) -v -n 2 tests/hosts --junitxml=build/results/test-hosts.xml $(TESTS)
 
 test-hosts-debug: all kernel-debug selftests ## the same on the kernel that checks itself
 	@mkdir -p build/results
-	@KINTSUGI_HOST_KERNEL=build/kernel-debug/bzImage $(PYTEST) -v tests/hosts \
+	@KINTSUGI_HOST_KERNEL=build/kernel-debug/bzImage $(PYTEST) -v -n 2 tests/hosts \
 	    --junitxml=build/results/test-hosts-debug.xml $(TESTS)
 
 test: deps ## everything; the last line is "N passed, N failed, N skipped"

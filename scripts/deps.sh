@@ -23,7 +23,8 @@ esac
 packages="
     git ca-certificates make ccache gcc g++ clang clang-tidy clang-format $clang_rt
     cmake ninja-build pkg-config $meson
-    python3 python3-venv python3-setuptools python3-pytest dpkg-dev xz-utils bzip2
+    python3 python3-venv python3-setuptools python3-pytest python3-pytest-xdist
+    dpkg-dev xz-utils bzip2
     libglib2.0-dev libpixman-1-dev zlib1g-dev libfdt-dev libattr1-dev flex bison
     bc libelf-dev libssl-dev libcap-dev libnuma-dev lz4
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev

@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def session_work() -> Iterator[Work]:
     """Files of the whole session: the probe and the boot snapshots."""
-    work = Work(LOGS / "session")
+    work = Work(LOGS / os.environ.get("PYTEST_XDIST_WORKER", "session"))
     yield work
     work.close()
 
