@@ -160,8 +160,10 @@ class Terminal:
 
 
 def test_shell_on_a_terminal(slower):
-    """Typed text comes back from the terminal, so no answer waited for is part of it."""
-    with Terminal(str(RUN), "--shell", limit_s=120 * slower) as terminal:
+    """Typed text comes back from the terminal, so no answer waited for is part of it. HOME keeps
+    out the prompt and profile of whoever runs the test."""
+    with Terminal(str(RUN), "--shell", "--env", "HOME=/nonexistent",
+                  limit_s=120 * slower) as terminal:
         terminal.read_until(rb"# $")
         terminal.type(b"test -t 0 && echo answer $((6 * 7)); sleep 1000\n")
         terminal.read_until(rb"answer 42\s")
