@@ -99,6 +99,7 @@ class IntelHost(HostConfig):
 
     name: ClassVar[str] = "intel"
     emulator: ClassVar[str] = "bochs"
+    known: ClassVar[str] = "topology_common.c"  # at boot, about the processors
 
     memory_mib: int = 2048
     model: str = "corei7_haswell_4770"    # corei7_skylake_x has page modification logging as well
