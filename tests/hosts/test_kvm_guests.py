@@ -21,10 +21,7 @@ LIMIT_S = 900.0
 @pytest.mark.parametrize("tests", [
     "test_access_tracker.py::test_what_a_source_sees[kvm]",
     "test_access_tracker.py::test_what_a_source_sees[idle]",
-    "test_access_tracker.py::test_scans_lose_no_write_to_a_migration[kvm]",
     "test_access_tracker.py::test_the_best_source_is_chosen",
-    "test_split_migration.py::test_policies[aging]",
-    "test_split_migration.py::test_auto_page_out_says_why",
 ])
 def test_under_kvm(tests, run_host, slower):
     script = ("echo never > /sys/kernel/mm/transparent_hugepage/enabled;"
