@@ -195,9 +195,9 @@ class LocationMap {
 
   // ---- Evicting: false means the entry was not in the state to leave, and is unchanged ----
 
-  // Local, nothing in flight -> Unmapping(server). Before the UFFDIO_MOVE.
+  // Local, nothing in flight -> Unmapping(server). Before the UFFDIO_MOVE or UFFDIO_PAGEOUT.
   [[nodiscard]] bool try_begin_evict(PageIndex page, ServerId server);
-  // Unmapping -> Local. The MOVE did not take the page (EBUSY, partial, nothing there).
+  // Unmapping -> Local. The kernel did not take the page (EBUSY, partial, nothing there).
   [[nodiscard]] bool cancel_evict(PageIndex page);
   // Local, nothing in flight -> EvictingWp(server). Before the write protection.
   [[nodiscard]] bool try_begin_evict_wp(PageIndex page, ServerId server);
