@@ -102,8 +102,6 @@ def test_what_a_source_sees(vms: StartVm, config: VmConfig, tmp_path: Path, sour
 def test_scans_lose_no_write_to_a_migration(make_setup: Callable[..., SplitSetup],
                                             config: VmConfig, source: str) -> None:
     """Scans clear bits from which a migration learns what to send again, or that lie beside."""
-    if source == "dirty-log":
-        pytest.skip("known to fail: with this source the guest's memory is wrong now and then")
     if reason := why_not(source, config):
         pytest.skip(reason)
     setup = make_setup(replace(config, extra=(
