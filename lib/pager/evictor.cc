@@ -354,7 +354,7 @@ void Evictor::give_back_if_settled(unsigned frame_index) {
   Staging::Frame& frame = core_.staging->frame(frame_index);
   if (!frame.settled()) return;
   const std::uint64_t staged = frame.staged.load(std::memory_order_relaxed);
-  if (staged != 0) {
+  if (staged != 0 && !core_.staging->keeps_memory()) {
     const auto low = static_cast<unsigned>(std::countr_zero(staged));
     const auto high = 64U - static_cast<unsigned>(std::countl_zero(staged));
     (void)core_.uffd->discard(core_.staging->place(frame_index, low), (high - low) * kPageSize)

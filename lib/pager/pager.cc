@@ -194,7 +194,7 @@ Result<std::unique_ptr<Pager>> Pager::create(PagerConfig config, const SplitPlan
       static_cast<unsigned>(std::min<std::uint64_t>(core->config.chunk_pages.value, kMaxUnitPages));
   const auto frames = static_cast<unsigned>(
       std::clamp(core->config.reserve.value / unit_pages, kMinFrames, kMaxFrames));
-  Result<std::unique_ptr<Staging>> staging = Staging::create(unit_pages, frames);
+  Result<std::unique_ptr<Staging>> staging = Staging::create(unit_pages, frames, core->method);
   if (!staging) return staging.error();
   core->staging = std::move(*staging);
 

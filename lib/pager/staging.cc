@@ -8,7 +8,9 @@
 
 namespace kintsugi {
 
-Result<std::unique_ptr<Staging>> Staging::create(unsigned unit_pages, unsigned frames) {
+Result<std::unique_ptr<Staging>> Staging::create(unsigned unit_pages, unsigned frames,
+                                                 PageOutMethod method) {
+  const bool keeps_memory = method != PageOutMethod::kMove;
   const std::size_t bytes = std::size_t{frames} * unit_pages * kPageSize;
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -16,14 +18,16 @@ Result<std::unique_ptr<Staging>> Staging::create(unsigned unit_pages, unsigned f
     return make_error(errno, "cannot reserve {} MiB for the eviction queue: {}", bytes >> 20,
                       std::strerror(errno));
   }
-  madvise(at, bytes, MADV_NOHUGEPAGE);
+  madvise(at, bytes, keeps_memory ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   madvise(at, bytes, MADV_DONTFORK);
-  return std::unique_ptr<Staging>(new Staging(unit_pages, frames, static_cast<char*>(at)));
+  return std::unique_ptr<Staging>(
+      new Staging(unit_pages, frames, keeps_memory, static_cast<char*>(at)));
 }
 
-Staging::Staging(unsigned unit_pages, unsigned frames, char* memory)
+Staging::Staging(unsigned unit_pages, unsigned frames, bool keeps_memory, char* memory)
     : unit_pages_(unit_pages),
       frame_count_(frames),
+      keeps_memory_(keeps_memory),
       memory_(memory),
       frames_(std::make_unique<Frame[]>(frames)),
       units_(std::make_unique<std::atomic<std::uint64_t>[]>(frames)),

@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "pager/pager.h"
 
 namespace kintsugi {
 
@@ -38,14 +39,17 @@ class Staging {
     [[nodiscard]] bool settled() const { return (sending | sent | zero) == 0; }
   };
 
-  [[nodiscard]] static Result<std::unique_ptr<Staging>> create(unsigned unit_pages,
-                                                               unsigned frames);
+  // `method` decides whether the memory of a frame that was given back is kept for the next: all of
+  // it, as huge pages where there are any, or none, since UFFDIO_MOVE wants nothing in its way.
+  [[nodiscard]] static Result<std::unique_ptr<Staging>> create(unsigned unit_pages, unsigned frames,
+                                                               PageOutMethod method);
   ~Staging();
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
   [[nodiscard]] unsigned unit_pages() const { return unit_pages_; }
   [[nodiscard]] unsigned frames() const { return frame_count_; }
+  [[nodiscard]] bool keeps_memory() const { return keeps_memory_; }
   [[nodiscard]] char* memory() const { return memory_; }
   [[nodiscard]] std::size_t bytes() const { return frame_count_ * frame_bytes(); }
   [[nodiscard]] std::size_t frame_bytes() const { return unit_pages_ * kPageSize; }
@@ -75,17 +79,18 @@ class Staging {
   }
   // E: a frame for the unit; null when all are in use.
   [[nodiscard]] Frame* take(std::uint64_t unit, unsigned* index);
-  // E: the frame is settled and its memory has been discarded.
+  // E: the frame is settled, and its memory has been discarded unless it is kept.
   void give_back(unsigned index);
   [[nodiscard]] unsigned in_use() const { return frame_count_ - free_count_; }
 
  private:
   static constexpr std::uint64_t kNoUnit = UINT64_MAX;
 
-  Staging(unsigned unit_pages, unsigned frames, char* memory);
+  Staging(unsigned unit_pages, unsigned frames, bool keeps_memory, char* memory);
 
   const unsigned unit_pages_;
   const unsigned frame_count_;
+  const bool keeps_memory_;
   char* const memory_;
   std::unique_ptr<Frame[]> frames_;
   // Which unit each frame is for, kNoUnit when free: close together, for find() looks at them all.
