@@ -12,26 +12,30 @@ from emulated import host
 from emulated.amd import AmdHost
 from emulated.initramfs import REPO
 
-CONFIG = AmdHost(memory_mib=6144)
+# With two processors a guest under KVM dies now and then, whatever it does: docs/development.md.
+CONFIG = AmdHost(memory_mib=6144, cpus=1)
 # Everything there is slower by about this factor.
 PATIENCE = 10
-LIMIT_S = 900.0
-
-
-@pytest.mark.parametrize("tests", [
+LIMIT_S = 1500.0
+UNDER_KVM = [
     "test_access_tracker.py::test_what_a_source_sees[kvm]",
     "test_access_tracker.py::test_what_a_source_sees[idle]",
+    "test_access_tracker.py::test_scans_lose_no_write_to_a_migration[kvm]",
     "test_access_tracker.py::test_the_best_source_is_chosen",
-])
-def test_under_kvm(tests, run_host, slower):
+    "test_split_migration.py::test_policies[aging]",
+    "test_split_migration.py::test_auto_page_out_says_why",
+]
+
+
+def test_under_kvm(run_host, slower):
     script = ("echo never > /sys/kernel/mm/transparent_hugepage/enabled;"
-              'exec /usr/bin/python3 -m pytest -q -rs -p no:cacheprovider "tests/e2e/$0"')
-    outcome = run_host("sh", "-c", script, tests, timeout_s=LIMIT_S, cwd=REPO, config=CONFIG,
-                       env={"KINTSUGI_PATIENCE": str(PATIENCE * slower)})
+              'cd tests/e2e; exec /usr/bin/python3 -m pytest -v -rs -p no:cacheprovider "$@"')
+    outcome = run_host("sh", "-c", script, "sh", *UNDER_KVM, timeout_s=LIMIT_S, cwd=REPO,
+                       config=CONFIG, env={"KINTSUGI_PATIENCE": str(PATIENCE * slower)})
     text = (outcome.stdout + outcome.stderr).decode(errors="replace")
     print(text)
     assert outcome.status == 0
-    assert "1 passed" in text  # and not skipped: KVM was used
+    assert f"{len(UNDER_KVM)} passed" in text  # and none skipped: KVM was used
     assert outcome.complaints() == []
 
 
