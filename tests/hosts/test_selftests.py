@@ -16,7 +16,7 @@ TIERMEM = ("memmap=16M$0x10000000,16M$0x12000000",
            "tiermem.ranges=16M@0x10000000,16M@0x12000000")
 # Tests use what huge pages they find.
 APPEND = {"mm": ("hugepages=256",), "kvm": ("hugepages=8", *TIERMEM), "tiermem": TIERMEM}
-ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 600, ())
+ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 2, 600, ())
 
 
 def rows_of(name: str) -> list[selftests.Selftest]:
@@ -39,12 +39,12 @@ def run_selftest(run_host, row: selftests.Selftest, config: host.HostConfig) -> 
 
 @pytest.mark.parametrize("row", rows_of("amd"), ids=lambda row: row.name)
 def test_on_amd(row, run_host):
-    run_selftest(run_host, row, AmdHost())
+    run_selftest(run_host, row, AmdHost(cpus=row.cpus))
 
 
 @pytest.mark.parametrize("row", rows_of("intel"), ids=lambda row: row.name)
 def test_on_intel(row, run_host):
-    run_selftest(run_host, row, IntelHost())
+    run_selftest(run_host, row, IntelHost(cpus=row.cpus))
 
 
 def test_on_intel_without_access_bits(run_host):

@@ -13,7 +13,7 @@ from .initramfs import REPO
 TABLE = REPO / "tests" / "hosts" / "selftests.txt"
 BUILT = REPO / "build" / "selftests"
 HOSTS = {"amd", "intel"}
-COLUMNS = 4
+COLUMNS = 5
 SKIPPED = 4   # exit status of a selftest that cannot run
 
 
@@ -28,6 +28,7 @@ class Selftest:
     collection: str
     program: str
     hosts: frozenset[str]
+    cpus: int
     timeout_s: float
     arguments: tuple[str, ...]
 
@@ -52,13 +53,15 @@ def parse_table(text: str) -> list[Selftest]:
         where = f"selftests.txt:{number}"
         if len(words) < COLUMNS:
             raise TableError(f"{where}: fewer than {COLUMNS} columns")
-        collection, program, hosts, limit, *arguments = words
+        collection, program, hosts, cpus, limit, *arguments = words
         if not set(hosts.split(",")) <= HOSTS:
             raise TableError(f"{where}: no such host: {hosts}")
+        if not re.fullmatch(r"[1-9]\d*", cpus):
+            raise TableError(f"{where}: {cpus} is no number of processors")
         if not re.fullmatch(r"\d+", limit):
             raise TableError(f"{where}: {limit} is no number of seconds")
-        rows.append(Selftest(collection, program, frozenset(hosts.split(",")), float(limit),
-                             tuple(arguments)))
+        rows.append(Selftest(collection, program, frozenset(hosts.split(",")), int(cpus),
+                             float(limit), tuple(arguments)))
     if len(set(row.name for row in rows)) < len(rows):
         raise TableError("selftests.txt: the same test twice")
     return rows
