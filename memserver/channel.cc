@@ -60,6 +60,8 @@ std::size_t Channel::receive_buffers(std::span<iovec, kMaxIovecs> iov) {
     room = kTailBytes;
     // All of the payload or nothing of what follows.
     if (at < put_bytes()) return n;
+  } else if (state_ == State::kHeader && input_end_ == 0 && after_big_put()) {
+    room = kTailBytes;
   }
   iov[n++] = {input_.get() + input_end_, room};
   return n;

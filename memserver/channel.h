@@ -83,7 +83,8 @@ class Channel {
   };
   // A payload of which less than this is missing is read by way of the receive buffer.
   static constexpr std::size_t kDirectBytes = std::size_t{16} << 10;
-  // What of the receive buffer is offered behind it: the next header, and a page.
+  // What of the receive buffer is offered behind it, or next: a header, and a page. More would have
+  // to be copied if it is of another big Put, as is likely.
   static constexpr std::size_t kTailBytes = sizeof(wire::FrameHeader) + kPageSize;
 
   void process();
@@ -109,6 +110,10 @@ class Channel {
 
   [[nodiscard]] std::size_t put_page_bytes() const;
   [[nodiscard]] std::size_t put_bytes() const;
+  [[nodiscard]] bool after_big_put() const {
+    return header_.op == static_cast<std::uint16_t>(wire::Op::kPut) &&
+           header_.length >= kDirectBytes;
+  }
   // Writes the part of a Put's payload from `offset` on that lies together; at most `limit`.
   [[nodiscard]] std::span<std::uint8_t> put_target(std::size_t offset, std::size_t limit);
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "split/page_sender.h"
 
-#include <algorithm>
+#include <pthread.h>
+
+#include <span>
 #include <utility>
 
 #include "base/zero.h"
@@ -30,9 +32,13 @@ bool PageBits::change(PageIndex page, bool value) {
 
 PageSender::PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero,
                        PageBits* stored)
-    : connection_(std::move(connection)), zero_(zero), stored_(stored) {
+    : connection_(std::move(connection)),
+      zero_(zero),
+      stored_(stored),
+      window_(window_bytes(connection_->round_trip())) {
   batch_.reserve(2 * kMaxBatchFrames);
   thread_ = std::thread([this] { run(); });
+  pthread_setname_np(thread_.native_handle(), "ks-send");
 }
 
 PageSender::~PageSender() { stop(); }
@@ -148,7 +154,7 @@ Result<void> PageSender::send_runs(const std::vector<Run>& runs) {
     notes_.insert(notes_.end(), new_notes_.begin(), new_notes_.end());
     idle = runs_.empty();
   }
-  return idle ? take_answers(0) : Result<void>{};
+  return idle ? take_answers(0, 0) : Result<void>{};
 }
 
 Result<void> PageSender::send_run(const Run& run) {
@@ -160,6 +166,8 @@ Result<void> PageSender::send_run(const Run& run) {
                      run.host + data_from * kPageSize);
   };
   for (std::uint32_t i = 0; i < run.count; i++) {
+    // What is_zero_page() will look at first some pages on.
+    if (i + 4 < run.count) __builtin_prefetch(run.host + (i + 4) * kPageSize);
     const PageIndex page = run.first + PageCount{i};
     if (!is_zero_page(run.host + i * kPageSize)) {
       if (data_count++ == 0) data_from = i;
@@ -191,7 +199,7 @@ void PageSender::note(PageIndex page, bool zero) {
 
 Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t count,
                                    const std::byte* content) {
-  if (batch_frames_ == kMaxBatchFrames) {
+  if (batch_frames_ == kMaxBatchFrames || batch_bytes_ >= kMaxBatchBytes) {
     if (Result<void> sent = send_batch(); !sent) return sent;
   }
   wire::FrameHeader& header = headers_[batch_frames_++];
@@ -203,6 +211,7 @@ Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t c
     header.version = header.seq;
     header.length = count * static_cast<std::uint32_t>(kPageSize);
     batch_.push_back({const_cast<std::byte*>(content), header.length});
+    batch_bytes_ += header.length;
     sent_pages_.fetch_add(count, std::memory_order_relaxed);
   }
   sent_bytes_.fetch_add(sizeof(header) + header.length, std::memory_order_relaxed);
@@ -211,28 +220,48 @@ Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t c
 
 Result<void> PageSender::send_batch() {
   if (batch_frames_ == 0) return {};
-  if (Result<void> answers = take_answers(kMaxUnanswered); !answers) return answers;
+  // Half of the window at once, so that answers are worth waking up for.
+  if (unanswered_bytes_ > window_ || unanswered_.size() > kMaxUnanswered) {
+    if (Result<void> answers = take_answers(kMaxUnanswered / 2, window_ / 2); !answers) {
+      return answers;
+    }
+  }
   Result<void> sent = connection_->send_iovecs(batch_);
+  for (const wire::FrameHeader& header : std::span(headers_).first(batch_frames_)) {
+    unanswered_.push_back(header.length);
+    unanswered_bytes_ += header.length;
+  }
   batch_.clear();
   batch_frames_ = 0;
+  batch_bytes_ = 0;
   return sent;
 }
 
-// Takes the answers that are there, and waits until at most `until_unanswered` are missing.
-Result<void> PageSender::take_answers(std::uint64_t until_unanswered) {
-  // next_seq_ counts the frames of the unsent batch too, which are not being waited for.
-  const std::uint64_t sent = next_seq_ - 1 - batch_frames_;
-  while (sent - answered_ > until_unanswered || (sent > answered_ && connection_->readable())) {
-    Result<wire::FrameHeader> reply = connection_->receive_header();
-    if (!reply) return reply.error();
-    if (reply->length != 0 || reply->seq == 0 || reply->seq > sent) {
-      return make_error(EPROTO, "memory server {} answered what was not asked",
-                        connection_->name());
+// Waits until the answers to at most `until_frames` frames are missing, with at most `until_bytes`
+// of payload.
+Result<void> PageSender::take_answers(std::uint64_t until_frames, std::uint64_t until_bytes) {
+  std::array<wire::FrameHeader, 64> answers;
+  // Answers come in order. next_seq_ counts the frames of the unsent batch too.
+  std::uint64_t seq = next_seq_ - batch_frames_ - unanswered_.size();
+  while (unanswered_.size() > until_frames || unanswered_bytes_ > until_bytes) {
+    std::size_t count = 0;
+    while (count < answers.size() &&
+           (unanswered_.size() > until_frames || unanswered_bytes_ > until_bytes)) {
+      unanswered_bytes_ -= unanswered_.front();
+      unanswered_.pop_front();
+      count++;
     }
-    if (reply->status != 0) {
-      return connection_->refusal(static_cast<wire::Status>(reply->status), "store pages");
+    const std::span got(answers.data(), count);
+    if (Result<void> received = connection_->receive_headers(got); !received) return received;
+    for (const wire::FrameHeader& answer : got) {
+      if (answer.seq != seq++) {
+        return make_error(EPROTO, "memory server {} answered what was not asked",
+                          connection_->name());
+      }
+      if (answer.status != 0) {
+        return connection_->refusal(static_cast<wire::Status>(answer.status), "store pages");
+      }
     }
-    answered_++;
   }
   return {};
 }

@@ -6,14 +6,20 @@
 // and puts the rest on the wire as Put frames, many to a system call. Answers are counted; after
 // flush() returns every page queued before is stored at the server.
 //
+// No more is sent ahead of the answers than the way to the server holds (window_bytes()). More
+// would wait in the kernel's buffers, which grow to many MiB, and be read when no cache has it any
+// more.
+//
 // A page that changes after it was read is queued again by dirty logging, and since one queue, one
 // connection and one thread serve each server, the later content arrives later.
 //
 // Threads: queue(), kick() and flush() by one thread. Everything else by any.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -52,6 +58,14 @@ class PageBits {
   LazyArray<Word> words_;
 };
 
+// What may be on its way to a server: what a fast network, 100 Gbit/s, holds in one round trip, and
+// no less than it takes to keep both ends at work.
+constexpr std::uint64_t window_bytes(std::chrono::microseconds round_trip) {
+  constexpr std::uint64_t kLeast = std::uint64_t{512} << 10;
+  constexpr std::uint64_t kBytesPerMicrosecond = 12'500;
+  return std::max(kLeast, static_cast<std::uint64_t>(round_trip.count()) * kBytesPerMicrosecond);
+}
+
 class PageSender {
  public:
   // `connection` is bound to the session. `zero` and `stored` outlive the sender.
@@ -83,10 +97,11 @@ class PageSender {
     std::uint32_t count = 0;
   };
 
-  static constexpr std::uint32_t kMaxRunPages = 256;
+  static constexpr std::uint32_t kMaxRunPages = 64;
   static constexpr std::size_t kMaxQueuedRuns = 1024;
-  // Bounds what one system call gathers.
+  // Bound what one system call gathers; a frame more may exceed the bytes.
   static constexpr std::size_t kMaxBatchFrames = 24;
+  static constexpr std::size_t kMaxBatchBytes = kMaxRunPages * kPageSize;
   // Puts and Discards without an answer yet; their answers fit any socket buffer.
   static constexpr std::uint64_t kMaxUnanswered = 512;
 
@@ -96,7 +111,7 @@ class PageSender {
   [[nodiscard]] Result<void> add_frame(wire::Op op, PageIndex first, std::uint32_t count,
                                        const std::byte* content);
   [[nodiscard]] Result<void> send_batch();
-  [[nodiscard]] Result<void> take_answers(std::uint64_t until_unanswered);
+  [[nodiscard]] Result<void> take_answers(std::uint64_t until_frames, std::uint64_t until_bytes);
   void note(PageIndex page, bool zero);
   void push_open_run();
   void fail(Error error);
@@ -121,9 +136,12 @@ class PageSender {
   std::array<wire::FrameHeader, kMaxBatchFrames> headers_;
   std::vector<iovec> batch_;
   std::size_t batch_frames_ = 0;
+  std::size_t batch_bytes_ = 0;
   std::vector<ZeroRun> new_notes_;
   std::uint64_t next_seq_ = 1;
-  std::uint64_t answered_ = 0;
+  const std::uint64_t window_;
+  std::deque<std::uint32_t> unanswered_;  // payload bytes of each frame sent
+  std::uint64_t unanswered_bytes_ = 0;
 
   std::atomic<std::uint64_t> pending_{0};
   std::atomic<std::uint64_t> sent_pages_{0};

@@ -2,9 +2,9 @@
 #include "wire/connection.h"
 
 #include <fcntl.h>
+#include <linux/tcp.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -178,9 +178,12 @@ Result<void> Connection::wait(short events, const char* doing) {
   return wait_for(fd_, events, options_.io_timeout, options_.canceller, name_, doing);
 }
 
-bool Connection::readable() const {
-  pollfd p{fd_, POLLIN, 0};
-  return poll(&p, 1, 0) > 0;
+std::chrono::microseconds Connection::round_trip() const {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (getsockopt(fd_, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return {};
+  constexpr std::uint32_t kUnknown = UINT32_MAX;
+  return std::chrono::microseconds{info.tcpi_min_rtt == kUnknown ? 0 : info.tcpi_min_rtt};
 }
 
 FrameHeader Connection::request(Op op, std::uint64_t seq) const {
@@ -246,10 +249,25 @@ Result<void> Connection::receive(void* data, std::size_t bytes) {
 Result<FrameHeader> Connection::receive_header() {
   FrameHeader header;
   if (Result<void> got = receive(&header, sizeof(header)); !got) return got.error();
+  if (Result<void> checked = check_reply(header); !checked) return checked.error();
+  return header;
+}
+
+Result<void> Connection::receive_headers(std::span<FrameHeader> headers) {
+  if (Result<void> got = receive(headers.data(), headers.size_bytes()); !got) return got;
+  for (const FrameHeader& header : headers) {
+    if (Result<void> checked = check_reply(header); !checked) return checked;
+    if (header.length != 0)
+      return make_error(EPROTO, "memory server {} sent a payload that was not asked for", name_);
+  }
+  return {};
+}
+
+Result<void> Connection::check_reply(const FrameHeader& header) const {
   if (Result<void> checked = check_header(header, true, tag_bytes_); !checked) {
     return make_error(checked.error().code, "memory server {}: {}", name_, checked.error().message);
   }
-  return header;
+  return {};
 }
 
 Result<FrameHeader> Connection::call(FrameHeader header, const void* payload, std::size_t bytes,

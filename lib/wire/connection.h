@@ -86,9 +86,12 @@ class Connection {
   // Receives and checks one reply header; then receive() takes its payload, exactly header.length
   // bytes in all.
   [[nodiscard]] Result<FrameHeader> receive_header();
+  // The same for replies that have no payload, all of `headers`.
+  [[nodiscard]] Result<void> receive_headers(std::span<FrameHeader> headers);
   [[nodiscard]] Result<void> receive(void* data, std::size_t bytes);
-  // True when bytes can be read without waiting.
-  [[nodiscard]] bool readable() const;
+  // The least time that the kernel has seen a segment and its acknowledgement take; 0 where there
+  // is no network in between (Unix sockets).
+  [[nodiscard]] std::chrono::microseconds round_trip() const;
 
   // An Error for a reply whose status is not kOk: "memory server NAME refused to WHAT: WHY".
   [[nodiscard]] Error refusal(Status status, const char* what) const;
@@ -96,6 +99,7 @@ class Connection {
  private:
   Connection(int fd, std::string name, const ConnectOptions& options);
   [[nodiscard]] Result<void> wait(short events, const char* doing);
+  [[nodiscard]] Result<void> check_reply(const FrameHeader& header) const;
   [[nodiscard]] Result<FrameHeader> call(FrameHeader header, const void* payload, std::size_t bytes,
                                          void* answer, std::size_t answer_bytes, const char* what);
   [[nodiscard]] Result<SessionInfo> bind(Op op, std::uint64_t epoch, std::uint16_t flags,

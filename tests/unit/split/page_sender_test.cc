@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "split/page_sender.h"
+
+#include <gtest/gtest.h>
+
+#include <utility>
+#include <vector>
+
+#include "pager/fake_server.h"
+
+namespace kintsugi {
+namespace {
+
+using namespace std::chrono_literals;
+using test::FakeServer;
+
+constexpr std::uint64_t kPages = 4096;
+
+class PageSenderTest : public ::testing::Test {
+ protected:
+  // A connection bound to a new session.
+  std::unique_ptr<wire::Connection> connect() {
+    Result<std::unique_ptr<wire::Connection>> connection =
+        wire::Connection::connect(server_.uri(), {});
+    if (!connection) {
+      ADD_FAILURE() << connection.error().message;
+      return nullptr;
+    }
+    wire::OpenRequest request;
+    request.vm_pages = request.capacity_pages = kPages;
+    const Result<wire::SessionInfo> opened = (*connection)->open(request);
+    EXPECT_TRUE(opened) << (opened ? "" : opened.error().message);
+    return std::move(*connection);
+  }
+
+  FakeServer server_;
+  PageBits zero_ = std::move(*PageBits::create(PageCount{kPages}));
+  PageBits stored_ = std::move(*PageBits::create(PageCount{kPages}));
+  std::vector<std::uint8_t> memory_ = std::vector<std::uint8_t>(kPages << kPageShift, 0x5a);
+};
+
+TEST_F(PageSenderTest, WindowIsWhatTheNetworkHolds) {
+  EXPECT_EQ(window_bytes(0us), 512U << 10);
+  EXPECT_EQ(window_bytes(20us), 512U << 10);
+  EXPECT_EQ(window_bytes(1ms), 12'500'000U);
+}
+
+TEST_F(PageSenderTest, SendsNoMoreAheadOfAnswersThanTheWindow) {
+  std::unique_ptr<wire::Connection> connection = connect();
+  ASSERT_NE(connection, nullptr);
+  const std::uint64_t window = window_bytes(connection->round_trip());
+  PageSender sender(std::move(connection), &zero_, &stored_);
+  std::uint64_t arrived = 0;
+  std::uint64_t most = 0;
+  server_.order([&](const wire::FrameHeader& header) {
+    if (header.op != static_cast<std::uint16_t>(wire::Op::kPut)) return FakeServer::Act::kServe;
+    most = std::max(most, sender.stats().sent_bytes - arrived);
+    arrived += sizeof(header) + header.length;
+    return FakeServer::Act::kServe;
+  });
+  for (std::uint64_t i = 0; i < kPages; i++) {
+    ASSERT_EQ(sender.queue(PageIndex{i}, memory_.data() + (i << kPageShift)), 0);
+  }
+  const Result<void> flushed = sender.flush();
+  ASSERT_TRUE(flushed) << flushed.error().message;
+  server_.order(nullptr);
+  EXPECT_EQ(server_.pages(), kPages);
+  EXPECT_EQ(sender.pending_pages(), 0U);
+  // A batch goes out when the window has room, and the next one is gathered meanwhile; each is of
+  // 256 KiB and may have a frame of as much at its end.
+  EXPECT_LE(most, window + (1024U << 10) + 100 * sizeof(wire::FrameHeader));
+}
+
+TEST_F(PageSenderTest, RefusesAnAnswerOutOfTurn) {
+  std::unique_ptr<wire::Connection> connection = connect();
+  ASSERT_NE(connection, nullptr);
+  PageSender sender(std::move(connection), &zero_, &stored_);
+  server_.order([](const wire::FrameHeader&) { return FakeServer::Act::kTwice; });
+  for (std::uint64_t i = 0; i < kPages; i++) {
+    if (sender.queue(PageIndex{i}, memory_.data() + (i << kPageShift)) != 0) break;
+  }
+  const Result<void> flushed = sender.flush();
+  ASSERT_FALSE(flushed);
+  EXPECT_EQ(flushed.error().code, EPROTO);
+}
+
+}  // namespace
+}  // namespace kintsugi
