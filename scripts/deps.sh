@@ -3,8 +3,9 @@
 # Installs the Debian packages that building and testing need, once: a stamp named by the hash
 # of the package list makes the next call return at once.
 #
-#   deps.sh           install what is missing
-#   deps.sh --list    print the package list of this machine's release
+#   deps.sh               install what is missing
+#   deps.sh kernel-deb    the same, with what `make kernel-deb` alone needs
+#   deps.sh --list        print the package list of this machine's release
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -33,6 +34,7 @@ packages="
     shellcheck gdb
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
+[ "${1:-}" != kernel-deb ] || packages="$packages debhelper rsync kmod"
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086
 packages=$(echo $packages)
@@ -42,7 +44,8 @@ if [ "${1:-}" = --list ]; then
     exit 0
 fi
 
-stamp=$stamps/deps-$(printf '%s %s' "${VERSION_ID:-}" "$packages" | cksum | cut -d' ' -f1)
+kind=deps${1:+-$1}
+stamp=$stamps/$kind-$(printf '%s %s' "${VERSION_ID:-}" "$packages" | cksum | cut -d' ' -f1)
 [ ! -e "$stamp" ] || exit 0
 
 missing=
@@ -86,5 +89,5 @@ if [ -n "$missing" ]; then
 fi
 
 mkdir -p "$stamps"
-rm -f "$stamps"/deps-*
+rm -f "$stamps/$kind"-[0-9]*
 : > "$stamp"

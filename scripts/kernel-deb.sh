@@ -20,14 +20,7 @@ jobs=${JOBS:-$(nproc)}
 . "$root/scripts/ccache-env.sh"
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
-for tool in dh rsync kmod; do
-    command -v "$tool" > /dev/null || {
-        echo "[$name] error: $tool is missing; as root, run:" \
-             "apt-get install --no-install-recommends debhelper rsync kmod" >&2
-        exit 1
-    }
-done
-
+scripts/deps.sh kernel-deb
 mkdir -p "$log"
 scripts/linux-worktree.sh "$name" "$build"
 set -- make -C "$build" ARCH=x86 CC="ccache gcc" HOSTCC="ccache gcc" \
