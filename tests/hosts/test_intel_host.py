@@ -54,7 +54,7 @@ def test_command_that_does_not_exist(run_host):
 
 
 def test_time_limit(run_host):
-    with pytest.raises(host.HostTimeout, match="the host's boot was not done after 1 s"):
+    with pytest.raises(host.HostTimeout, match=r"the host's boot was not done after \d+ s"):
         run_host("true", timeout_s=1, config=INTEL)
 
 
