@@ -381,7 +381,9 @@ void Channel::handle_get() {
   count(stats_->pages_missing, header_.count - answer.found);
 }
 
-std::size_t Channel::put_page_bytes() const { return std::size_t{header_.count} * kPageSize; }
+std::size_t Channel::put_page_bytes() const {
+  return std::size_t{wire::put_pages(header_)} * kPageSize;
+}
 std::size_t Channel::put_bytes() const { return header_.length; }
 
 std::span<std::uint8_t> Channel::put_target(std::size_t offset, std::size_t limit) {
@@ -394,7 +396,7 @@ std::span<std::uint8_t> Channel::put_target(std::size_t offset, std::size_t limi
   }
   const std::size_t first = offset / kPageSize;
   std::size_t last = first;
-  while (last + 1 < header_.count && slots_[last + 1] == slots_[last] + 1 &&
+  while (last + 1 < wire::put_pages(header_) && slots_[last + 1] == slots_[last] + 1 &&
          (last + 1) * kPageSize - offset < limit) {
     last++;
   }
@@ -415,9 +417,10 @@ void Channel::begin_put() {
   if (tag_bytes_ > 0 && !put_tags_) {
     put_tags_.reset(new std::uint8_t[std::size_t{wire::kMaxPagesPerFrame} * wire::kMaxTagBytes]);
   }
-  slots_held_ = sessions_->arena().allocate({slots_.data(), header_.count}, &hint_);
+  const std::uint32_t pages = wire::put_pages(header_);
+  slots_held_ = sessions_->arena().allocate({slots_.data(), pages}, &hint_);
   state_ = State::kPutSlots;
-  if (slots_held_ < header_.count) {
+  if (slots_held_ < pages) {
     drop_put();
     count(stats_->bounced_puts);
     bounce_.reset(new std::uint8_t[put_page_bytes()]);
@@ -427,24 +430,25 @@ void Channel::begin_put() {
 
 void Channel::finish_put() {
   Status status = Status::kOk;
+  const std::uint32_t pages = wire::put_pages(header_);
   if (state_ == State::kPutBounce) {
-    status = session_->publish_copy(epoch_, header_.page, header_.version, header_.count,
+    status = session_->publish_copy(epoch_, wire::PutPages(header_), header_.version, pages,
                                     bounce_.get(), put_tags_.get(), &hint_);
     bounce_.reset();
   } else {
     Arena& arena = sessions_->arena();
-    for (std::uint32_t i = 0; tag_bytes_ > 0 && i < header_.count; i++) {
+    for (std::uint32_t i = 0; tag_bytes_ > 0 && i < pages; i++) {
       std::memcpy(arena.tag(slots_[i]), put_tags_.get() + std::size_t{i} * tag_bytes_, tag_bytes_);
     }
     const Session::Published published =
-        session_->publish(epoch_, header_.page, header_.version, {slots_.data(), header_.count});
+        session_->publish(epoch_, wire::PutPages(header_), header_.version, {slots_.data(), pages});
     status = published.status;
     slots_held_ = published.unused;
     drop_put();
   }
   state_ = State::kHeader;
   if (status == Status::kOk) {
-    count(stats_->pages_put, header_.count);
+    count(stats_->pages_put, pages);
     reply(Status::kOk, epoch_);
   } else {
     refuse(status);
@@ -466,7 +470,7 @@ void Channel::reply(Status status, std::uint64_t epoch, std::span<const std::uin
   head.status = static_cast<std::uint32_t>(status);
   head.epoch = epoch;
   head.reserved = 0;
-  head.reserved2 = 0;
+  head.mask = 0;
   std::uint8_t* at = pending_.room(sizeof(head) + payload.size());
   std::memcpy(at, &head, sizeof(head));
   if (!payload.empty()) std::memcpy(at + sizeof(head), payload.data(), payload.size());

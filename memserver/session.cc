@@ -124,36 +124,38 @@ SlotIndex Session::store_locked(std::uint64_t page, std::uint64_t version, SlotI
   return old;
 }
 
-Session::Published Session::publish(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
-                                    std::span<SlotIndex> slots) {
+Session::Published Session::publish(std::uint64_t epoch, wire::PutPages pages,
+                                    std::uint64_t version, std::span<SlotIndex> slots) {
   const std::lock_guard lock(mutex_);
   if (const Status status = check_locked(epoch); status != Status::kOk) {
     return {status, slots.size()};
   }
   std::uint64_t fresh = 0;
-  for (std::size_t i = 0; i < slots.size(); i++) fresh += table_[page + i] == 0 ? 1 : 0;
+  wire::PutPages ahead = pages;
+  for (std::size_t i = 0; i < slots.size(); i++) fresh += table_[ahead.next()] == 0 ? 1 : 0;
   if (fresh > capacity_pages_ - used_pages_) return {Status::kFull, slots.size()};
   std::size_t unused = 0;
   for (std::size_t i = 0; i < slots.size(); i++) {
-    const SlotIndex freed = store_locked(page + i, version, slots[i]);
+    const SlotIndex freed = store_locked(pages.next(), version, slots[i]);
     if (freed != Arena::kNoSlot) slots[unused++] = freed;
   }
   return {Status::kOk, unused};
 }
 
-Status Session::publish_copy(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
-                             std::uint32_t count, const std::uint8_t* pages,
+Status Session::publish_copy(std::uint64_t epoch, wire::PutPages pages, std::uint64_t version,
+                             std::uint32_t count, const std::uint8_t* content,
                              const std::uint8_t* tags, AllocationHint* hint) {
   // A page a turn, because one free slot is all that can be counted on; and so part of the pages
   // may be stored when the rest is refused, as when a connection breaks between two Puts.
   for (std::uint32_t i = 0; i < count; i++) {
     SlotIndex slot = 0;
     if (!arena_->allocate_emergency(&slot, hint)) return Status::kInternal;
-    std::memcpy(arena_->page(slot), pages + std::size_t{i} * kPageSize, kPageSize);
+    std::memcpy(arena_->page(slot), content + std::size_t{i} * kPageSize, kPageSize);
     if (tag_bytes_ > 0) {
       std::memcpy(arena_->tag(slot), tags + std::size_t{i} * tag_bytes_, tag_bytes_);
     }
-    const Published published = publish(epoch, page + i, version, {&slot, 1});
+    const Published published =
+        publish(epoch, wire::PutPages(pages.next(), 0), version, {&slot, 1});
     if (published.unused > 0) arena_->free({&slot, 1});
     if (published.status != Status::kOk) return published.status;
   }

@@ -68,17 +68,17 @@ class Session {
   BindAnswer stat(std::uint64_t epoch);
   wire::Status commit(std::uint64_t epoch);
 
-  // Pages page..page+slots.size()-1, within vm_pages, become what the slots hold. Afterwards the
+  // slots.size() pages, within vm_pages, become what the slots hold. Afterwards the
   // first `unused` of `slots` are slots to be freed by the caller: replaced or not taken.
   struct Published {
     wire::Status status;
     std::size_t unused;
   };
-  Published publish(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
+  Published publish(std::uint64_t epoch, wire::PutPages pages, std::uint64_t version,
                     std::span<SlotIndex> slots);
   // The same for pages that had to be received elsewhere; `tags` may be null without tags.
-  wire::Status publish_copy(std::uint64_t epoch, std::uint64_t page, std::uint64_t version,
-                            std::uint32_t count, const std::uint8_t* pages,
+  wire::Status publish_copy(std::uint64_t epoch, wire::PutPages pages, std::uint64_t version,
+                            std::uint32_t count, const std::uint8_t* content,
                             const std::uint8_t* tags, AllocationHint* hint);
 
   // Writes a Get's payload to `out`, which has room for get_payload_bound(count), and its length

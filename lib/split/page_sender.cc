@@ -36,7 +36,6 @@ PageSender::PageSender(std::unique_ptr<wire::Connection> connection, PageBits* z
       zero_(zero),
       stored_(stored),
       window_(window_bytes(connection_->round_trip())) {
-  batch_.reserve(2 * kMaxBatchFrames);
   thread_ = std::thread([this] { run(); });
   pthread_setname_np(thread_.native_handle(), "ks-send");
 }
@@ -157,33 +156,40 @@ Result<void> PageSender::send_runs(const std::vector<Run>& runs) {
   return idle ? take_answers(0, 0) : Result<void>{};
 }
 
+// One Put for all of its pages but those that are zero.
 Result<void> PageSender::send_run(const Run& run) {
-  std::uint32_t data_from = 0;
-  std::uint32_t data_count = 0;
-  const auto put = [&]() -> Result<void> {
-    if (data_count == 0) return {};
-    return add_frame(wire::Op::kPut, run.first + PageCount{data_from}, std::exchange(data_count, 0),
-                     run.host + data_from * kPageSize);
-  };
+  pieces_.clear();
+  std::uint32_t first = 0;
+  std::uint32_t last = 0;
+  std::uint64_t mask = 0;
   for (std::uint32_t i = 0; i < run.count; i++) {
+    const std::byte* const content = run.host + i * kPageSize;
     // What is_zero_page() will look at first some pages on.
-    if (i + 4 < run.count) __builtin_prefetch(run.host + (i + 4) * kPageSize);
+    if (i + 4 < run.count) __builtin_prefetch(content + 4 * kPageSize);
     const PageIndex page = run.first + PageCount{i};
-    if (!is_zero_page(run.host + i * kPageSize)) {
-      if (data_count++ == 0) data_from = i;
+    if (!is_zero_page(content)) {
+      if (mask != 0 && last + 1 == i) {
+        pieces_.back().iov_len += kPageSize;
+      } else {
+        pieces_.push_back({const_cast<std::byte*>(content), kPageSize});
+      }
+      if (mask == 0) first = i;
+      last = i;
+      mask |= std::uint64_t{1} << (i - first);
       stored_->set(page);
       if (zero_->clear(page)) note(page, false);
       continue;
     }
-    if (Result<void> sent = put(); !sent) return sent;
     zero_pages_.fetch_add(1, std::memory_order_relaxed);
     if (!zero_->set(page)) note(page, true);
     // What the server holds is stale now, and in the way of other pages.
     if (stored_->clear(page)) {
-      if (Result<void> sent = add_frame(wire::Op::kDiscard, page, 1, nullptr); !sent) return sent;
+      if (Result<void> sent = add_frame(wire::Op::kDiscard, page, 1); !sent) return sent;
     }
   }
-  return put();
+  if (mask == 0) return {};
+  return add_frame(wire::Op::kPut, run.first + PageCount{first}, last + 1 - first,
+                   pieces_.size() > 1 ? mask : 0);
 }
 
 void PageSender::note(PageIndex page, bool zero) {
@@ -197,8 +203,9 @@ void PageSender::note(PageIndex page, bool zero) {
   new_notes_.push_back({page, 1, zero});
 }
 
+// The content of a Put is pieces_.
 Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t count,
-                                   const std::byte* content) {
+                                   std::uint64_t mask) {
   if (batch_frames_ == kMaxBatchFrames || batch_bytes_ >= kMaxBatchBytes) {
     if (Result<void> sent = send_batch(); !sent) return sent;
   }
@@ -206,13 +213,15 @@ Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t c
   header = connection_->request(op, next_seq_++);
   header.page = first.value;
   header.count = count;
+  header.mask = mask;
   batch_.push_back({&header, sizeof(header)});
   if (op == wire::Op::kPut) {
+    const std::uint32_t pages = wire::put_pages(header);
     header.version = header.seq;
-    header.length = count * static_cast<std::uint32_t>(kPageSize);
-    batch_.push_back({const_cast<std::byte*>(content), header.length});
+    header.length = pages * static_cast<std::uint32_t>(kPageSize);
+    batch_.insert(batch_.end(), pieces_.begin(), pieces_.end());
     batch_bytes_ += header.length;
-    sent_pages_.fetch_add(count, std::memory_order_relaxed);
+    sent_pages_.fetch_add(pages, std::memory_order_relaxed);
   }
   sent_bytes_.fetch_add(sizeof(header) + header.length, std::memory_order_relaxed);
   return {};

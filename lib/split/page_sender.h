@@ -97,7 +97,7 @@ class PageSender {
     std::uint32_t count = 0;
   };
 
-  static constexpr std::uint32_t kMaxRunPages = 64;
+  static constexpr std::uint32_t kMaxRunPages = 64;  // as a Put's mask can tell
   static constexpr std::size_t kMaxQueuedRuns = 1024;
   // Bound what one system call gathers; a frame more may exceed the bytes.
   static constexpr std::size_t kMaxBatchFrames = 24;
@@ -109,7 +109,7 @@ class PageSender {
   [[nodiscard]] Result<void> send_runs(const std::vector<Run>& runs);
   [[nodiscard]] Result<void> send_run(const Run& run);
   [[nodiscard]] Result<void> add_frame(wire::Op op, PageIndex first, std::uint32_t count,
-                                       const std::byte* content);
+                                       std::uint64_t mask = 0);
   [[nodiscard]] Result<void> send_batch();
   [[nodiscard]] Result<void> take_answers(std::uint64_t until_frames, std::uint64_t until_bytes);
   void note(PageIndex page, bool zero);
@@ -134,6 +134,7 @@ class PageSender {
 
   // The sender thread's.
   std::array<wire::FrameHeader, kMaxBatchFrames> headers_;
+  std::vector<iovec> pieces_;  // of the run at hand, what is not zero
   std::vector<iovec> batch_;
   std::size_t batch_frames_ = 0;
   std::size_t batch_bytes_ = 0;

@@ -14,6 +14,13 @@ bool page_range_ok(const FrameHeader& header, std::uint64_t max_count) {
   return header.count >= 1 && header.count <= max_count && header.page <= UINT64_MAX - header.count;
 }
 
+// A mask says of at most 64 pages which are sent.
+bool mask_ok(const FrameHeader& header) {
+  if (header.mask == 0) return true;
+  return header.op == static_cast<std::uint16_t>(Op::kPut) && header.count <= 64 &&
+         static_cast<std::uint32_t>(std::bit_width(header.mask)) <= header.count;
+}
+
 // Payload length that a request of a known op must have; false when it does not.
 bool request_length_ok(const FrameHeader& header, std::uint32_t tag_bytes) {
   switch (static_cast<Op>(header.op)) {
@@ -26,7 +33,7 @@ bool request_length_ok(const FrameHeader& header, std::uint32_t tag_bytes) {
       return has_payload_length(header, sizeof(BindRequest));
     case Op::kPut:
       return page_range_ok(header, kMaxPagesPerFrame) &&
-             has_payload_length(header, std::uint64_t{header.count} * (kPageSize + tag_bytes));
+             has_payload_length(header, std::uint64_t{put_pages(header)} * (kPageSize + tag_bytes));
     case Op::kGet:
       return page_range_ok(header, kMaxPagesPerFrame) && has_payload_length(header, 0);
     case Op::kDiscard:
@@ -138,7 +145,7 @@ Result<void> check_header(const FrameHeader& header, bool reply, std::uint32_t t
   if ((header.flags & ~known) != 0 || ((header.flags & kReply) != 0) != reply) {
     return make_error(EPROTO, "frame with unexpected flags {:#x}", header.flags);
   }
-  if (header.reserved != 0 || header.reserved2 != 0) {
+  if (header.reserved != 0 || (reply && header.mask != 0)) {
     return make_error(EPROTO, "frame with reserved fields in use: a newer peer?");
   }
   if (header.length > kMaxPayloadBytes) {
@@ -147,6 +154,10 @@ Result<void> check_header(const FrameHeader& header, bool reply, std::uint32_t t
   }
   if (!reply && header.status != 0) {
     return make_error(EPROTO, "request with a status");
+  }
+  if (!mask_ok(header)) {
+    return make_error(EPROTO, "frame of op {} with mask {:#x} for {} pages", header.op, header.mask,
+                      header.count);
   }
   const bool length_ok =
       reply ? reply_length_ok(header, tag_bytes) : request_length_ok(header, tag_bytes);

@@ -3,10 +3,10 @@
 // docs/wire-protocol.md explains every byte; this header is its machine-readable half.
 //
 // A connection carries frames in both directions. A frame is a FrameHeader, little-endian, and
-// `length` bytes of payload. Requests are pipelined; each answer repeats its request's `seq` and
-// `op` with kReply set, and answers may come in any order. The first frame of a connection is
-// Hello; a connection is then bound to a session by Open, Attach or Claim, and from then on only
-// speaks for that session, in the epoch that the binding answer named.
+// `length` bytes of payload. Requests are pipelined and answered in their order; each answer
+// repeats its request's `seq` and `op` with kReply set. The first frame of a connection is Hello; a
+// connection is then bound to a session by Open, Attach or Claim, and from then on only speaks for
+// that session, in the epoch that the binding answer named.
 #pragma once
 
 #include <array>
@@ -86,7 +86,8 @@ struct FrameHeader {
   // Put: the version the pages get. Servers keep the highest; a Put that is older than what is
   // stored is answered kOk and ignored. Get reply: the lowest version among the pages returned.
   std::uint64_t version = 0;
-  std::uint64_t reserved2 = 0;
+  // Put: which of the pages are sent, bit i for page + i; then there are at most 64. 0: all.
+  std::uint64_t mask = 0;
 };
 static_assert(sizeof(FrameHeader) == 64);
 
@@ -136,7 +137,30 @@ struct SessionReply {
 };
 static_assert(sizeof(SessionReply) == 32);
 
-// Put payload:  count * kPageSize bytes of pages, then count * tag_bytes of tags.
+// Put payload:  put_pages() * kPageSize bytes of pages, then put_pages() * tag_bytes of tags.
+constexpr std::uint32_t put_pages(const FrameHeader& put) {
+  return put.mask == 0 ? put.count : static_cast<std::uint32_t>(std::popcount(put.mask));
+}
+
+// The pages of a Put, in the payload's order.
+class PutPages {
+ public:
+  PutPages(std::uint64_t first, std::uint64_t mask) : next_(first), first_(first), mask_(mask) {}
+  explicit PutPages(const FrameHeader& put) : PutPages(put.page, put.mask) {}
+  // The next one's number. Not to be called more than put_pages() times.
+  std::uint64_t next() {
+    if (mask_ == 0) return next_++;
+    const auto bit = static_cast<std::uint64_t>(std::countr_zero(mask_));
+    mask_ &= mask_ - 1;
+    return first_ + bit;
+  }
+
+ private:
+  std::uint64_t next_;
+  std::uint64_t first_;
+  std::uint64_t mask_;
+};
+
 // Get reply:    presence bitmap, get_bitmap_bytes(count) bytes, bit i (LSB first) set when page
 //               page+i is stored; then the stored pages in order, then their tags in order.
 //               The header's count repeats the request's.

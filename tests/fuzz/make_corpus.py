@@ -14,9 +14,10 @@ PAGE = 4096
 ID = bytes(range(16))
 
 
-def frame(op, payload=b"", *, flags=0, status=0, seq=1, epoch=0, page=0, count=0, version=0):
+def frame(op, payload=b"", *, flags=0, status=0, seq=1, epoch=0, page=0, count=0, version=0,
+          mask=0):
     return struct.pack("<IHHIIQQQIIQQ", MAGIC, op, flags, len(payload), status, seq, epoch, page,
-                       count, 0, version, 0) + payload
+                       count, 0, version, mask) + payload
 
 
 def open_request(session=ID, vm_pages=300, capacity=6, tag_bytes=0, name=b"vm"):
@@ -51,6 +52,8 @@ def server_seeds():
     yield "tags", send(0, hello + frame(OPEN, open_request(tag_bytes=28)) +
                        put(0, 3, 1, tag_bytes=28) + frame(GET, epoch=1, page=1, count=64))
     yield "put_big_pieces", send(0, opened + put(0, 6, 1), 61) + send(0, put(1, 5, 2), 0)
+    yield "put_mask", send(0, opened + frame(PUT, bytes(2 * PAGE), epoch=1, page=3, count=64,
+                                             version=1, mask=1 << 63 | 1))
     yield "put_over_capacity", send(0, opened + put(0, 6, 1) + put(6, 1, 1))
     claim = hello + frame(CLAIM, ID, flags=IF_UNCOMMITTED)
     yield "handover", (send(0, opened + put(0, 4, 1)) + send(1, claim) + send(0, put(0, 1, 2)) +

@@ -118,7 +118,7 @@ TEST_F(ChannelTest, BrokenHeadersEndTheConnection) {
       [](wire::FrameHeader* h) { h->flags = wire::kIfUncommitted; },  // not a Claim
       [](wire::FrameHeader* h) { h->status = 1; },
       [](wire::FrameHeader* h) { h->reserved = 1; },
-      [](wire::FrameHeader* h) { h->reserved2 = 1; },
+      [](wire::FrameHeader* h) { h->mask = 1U << 1; },
       [](wire::FrameHeader* h) { h->count = 0; },
       [](wire::FrameHeader* h) { h->count = wire::kMaxPagesPerFrame + 1; },
       [](wire::FrameHeader* h) { h->page = 4096; },
@@ -245,6 +245,27 @@ TEST_F(ChannelTest, PipelinedRequestsAreAllAnswered) {
     EXPECT_EQ(reply.status(), Status::kOk);
     if (reply.header.op == static_cast<std::uint16_t>(Op::kGet)) {
       EXPECT_EQ(c->parse_get(reply).at(reply.header.page), reply.header.page + 1);
+    }
+  }
+}
+
+TEST_F(ChannelTest, APutWithAMaskStoresThosePages) {
+  std::uint8_t n = 1;
+  for (const std::uint32_t tag_bytes : {0U, 28U}) {
+    for (const std::size_t step : {std::size_t{1000}, SIZE_MAX}) {
+      const auto c = opened(n++, 128, tag_bytes);
+      ASSERT_EQ(c->put(10, 64, 1), Status::kOk);
+      const std::uint64_t mask = std::uint64_t{1} << 63 | 0xff00'0000'0011ULL;
+      ASSERT_EQ(c->put(10, 64, 2, step, mask), Status::kOk);
+      ASSERT_EQ(c->put(80, 3, 2, step, 0b101), Status::kOk);
+      const std::map<std::uint64_t, std::uint64_t> versions = c->get(10, 128);
+      ASSERT_EQ(versions.size(), 66U);
+      for (std::uint64_t i = 0; i < 64; i++) {
+        EXPECT_EQ(versions.at(10 + i), (mask >> i & 1) != 0 ? 2U : 1U) << i;
+      }
+      EXPECT_EQ(versions.at(80), 2U);
+      EXPECT_FALSE(versions.contains(81));
+      EXPECT_EQ(versions.at(82), 2U);
     }
   }
 }

@@ -261,13 +261,20 @@ class ChannelClient {
   }
   wire::Status simple(wire::Op op) { return call(request(op)).status(); }
   wire::Status put(std::uint64_t page, std::uint32_t count, std::uint64_t version,
-                   std::size_t step = SIZE_MAX) {
+                   std::size_t step = SIZE_MAX, std::uint64_t mask = 0) {
     wire::FrameHeader header = request(wire::Op::kPut, page, count);
     header.version = version;
-    std::vector<std::uint8_t> payload = make_pages(page, count, version);
-    for (std::uint32_t i = 0; i < count * tag_bytes; i++) {
-      payload.push_back(static_cast<std::uint8_t>((page + i / tag_bytes) * 7 + version));
+    header.mask = mask;
+    std::vector<std::uint8_t> payload;
+    std::vector<std::uint8_t> tags;
+    wire::PutPages pages(header);
+    for (std::uint32_t i = 0; i < wire::put_pages(header); i++) {
+      const std::uint64_t at = pages.next();
+      const std::vector<std::uint8_t> content = make_pages(at, 1, version);
+      payload.insert(payload.end(), content.begin(), content.end());
+      tags.insert(tags.end(), tag_bytes, static_cast<std::uint8_t>(at * 7 + version));
     }
+    payload.insert(payload.end(), tags.begin(), tags.end());
     return call(header, payload, step).status();
   }
   // The version of every page that is there; checks that content and tags are of that version.

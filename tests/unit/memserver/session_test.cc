@@ -23,7 +23,7 @@ Status put(Store* store, Session* session, std::uint64_t epoch, std::uint64_t pa
   AllocationHint hint;
   EXPECT_EQ(store->arena->allocate(slots, &hint), count);
   for (const SlotIndex slot : slots) *store->arena->page(slot) = content;
-  const Session::Published p = session->publish(epoch, page, version, slots);
+  const Session::Published p = session->publish(epoch, wire::PutPages(page, 0), version, slots);
   store->arena->free({slots.data(), p.unused});
   return p.status;
 }
@@ -236,7 +236,7 @@ TEST(Session, ThreadsMeet) {
         ASSERT_EQ(store.arena->allocate(slots, &hint), 4U);
         const auto content = static_cast<std::uint8_t>(t);
         for (const SlotIndex slot : slots) std::memset(store.arena->page(slot), content, kPageSize);
-        const auto p = s->publish(1, i * 4 % 64, i, slots);
+        const auto p = s->publish(1, wire::PutPages(i * 4 % 64, 0), i, slots);
         store.arena->free({slots.data(), p.unused});
         if (p.status == Status::kFenced) break;
         const auto answer = get(s.get(), 1, i % 64, &out);

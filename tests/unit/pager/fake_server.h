@@ -123,6 +123,15 @@ class FakeServer {
     }
     return false;
   }
+  // Zeros when it is not there.
+  [[nodiscard]] Page page(std::uint64_t page) {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, session] : sessions_) {
+      const auto found = session.pages.find(page);
+      if (found != session.pages.end()) return found->second.content;
+    }
+    return {};
+  }
   void lose_page(std::uint64_t page) {
     const std::lock_guard lock(mutex_);
     for (auto& [id, session] : sessions_) session.pages.erase(page);
@@ -238,6 +247,7 @@ class FakeServer {
       reply.flags = wire::kReply;
       reply.length = 0;
       reply.version = 0;
+      reply.mask = 0;
       answer.clear();
       {
         std::unique_lock lock(mutex_);
@@ -341,10 +351,14 @@ class FakeServer {
         return wire::Status::kOk;
       case wire::Op::kPut:
         for (std::uint32_t i = 0; i < header.count; i++) {
+          if (header.mask != 0 && (header.mask >> i & 1) == 0) continue;
           Stored& stored = session.pages[header.page + i];
           if (stored.version > header.version) continue;
           stored.version = header.version;
-          std::memcpy(stored.content.data(), payload.data() + i * kPageSize, kPageSize);
+          const auto before = static_cast<std::size_t>(
+              std::popcount(header.mask & ((std::uint64_t{1} << i % 64) - 1)));
+          std::memcpy(stored.content.data(),
+                      payload.data() + (header.mask == 0 ? i : before) * kPageSize, kPageSize);
         }
         if (session.pages.size() > session.capacity) {
           overflowed_ = true;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -69,6 +70,48 @@ TEST_F(PageSenderTest, SendsNoMoreAheadOfAnswersThanTheWindow) {
   // A batch goes out when the window has room, and the next one is gathered meanwhile; each is of
   // 256 KiB and may have a frame of as much at its end.
   EXPECT_LE(most, window + (1024U << 10) + 100 * sizeof(wire::FrameHeader));
+}
+
+TEST_F(PageSenderTest, ZeroPagesAreLeftOutOfAPut) {
+  std::unique_ptr<wire::Connection> connection = connect();
+  ASSERT_NE(connection, nullptr);
+  PageSender sender(std::move(connection), &zero_, &stored_);
+  const auto is_zero = [](std::uint64_t page) {
+    return page < 3 || page % 7 == 5 || (page >= 640 && page < 800) || page == kPages - 1;
+  };
+  for (std::uint64_t i = 0; i < kPages; i++) {
+    std::uint8_t* const at = memory_.data() + (i << kPageShift);
+    std::memset(at, is_zero(i) ? 0 : static_cast<int>(i % 255 + 1), kPageSize);
+  }
+  const auto send_all = [&] {
+    for (std::uint64_t i = 0; i < kPages; i++) {
+      ASSERT_EQ(sender.queue(PageIndex{i}, memory_.data() + (i << kPageShift)), 0);
+    }
+    const Result<void> flushed = sender.flush();
+    ASSERT_TRUE(flushed) << flushed.error().message;
+  };
+  send_all();
+  // Some runs are all zero, and the queue may cut others.
+  EXPECT_LE(server_.requests(wire::Op::kPut), 2 * kPages / 64);
+  EXPECT_EQ(server_.requests(wire::Op::kDiscard), 0U);
+  for (std::uint64_t i = 0; i < kPages; i++) {
+    ASSERT_EQ(server_.has(i), !is_zero(i)) << i;
+    if (is_zero(i)) continue;
+    const FakeServer::Page page = server_.page(i);
+    ASSERT_EQ(page.front(), i % 255 + 1) << i;
+    ASSERT_EQ(page.back(), i % 255 + 1) << i;
+  }
+  EXPECT_EQ(sender.stats().sent_pages, server_.pages());
+
+  // One that turns zero goes, one that is no longer zero comes.
+  std::memset(memory_.data() + (100 << kPageShift), 0, kPageSize);
+  std::memset(memory_.data() + (103 << kPageShift), 9, kPageSize);
+  ASSERT_TRUE(server_.has(100) && !server_.has(103));
+  send_all();
+  EXPECT_EQ(server_.requests(wire::Op::kDiscard), 1U);
+  EXPECT_FALSE(server_.has(100));
+  ASSERT_TRUE(server_.has(103));
+  EXPECT_EQ(server_.page(103).front(), 9);
 }
 
 TEST_F(PageSenderTest, RefusesAnAnswerOutOfTurn) {

@@ -49,6 +49,35 @@ TEST(ProtocolTest, RefusesWhatIsOutOfBounds) {
   EXPECT_FALSE(check_header(header, false, 0));
 }
 
+TEST(ProtocolTest, MaskTellsWhichPagesAPutSends) {
+  FrameHeader header = put(64, 0);
+  header.page = 100;
+  EXPECT_EQ(put_pages(header), 64U);
+  header.mask = std::uint64_t{1} << 63 | 0b101;
+  EXPECT_EQ(put_pages(header), 3U);
+  header.length = 3 * kPageSize;
+  EXPECT_TRUE(check_header(header, false, 0));
+  PutPages pages(header);
+  EXPECT_EQ(pages.next(), 100U);
+  EXPECT_EQ(pages.next(), 102U);
+  EXPECT_EQ(pages.next(), 163U);
+
+  header.length = 64 * kPageSize;
+  EXPECT_FALSE(check_header(header, false, 0)) << "pages that the mask leaves out";
+  header.length = 3 * kPageSize;
+  header.count = 63;
+  EXPECT_FALSE(check_header(header, false, 0)) << "a page beyond the last";
+  header.count = 65;
+  EXPECT_FALSE(check_header(header, false, 0)) << "more than a mask has bits";
+  header.count = 64;
+  header.flags = kReply;
+  header.length = 0;
+  EXPECT_FALSE(check_header(header, true, 0)) << "a mask in a reply";
+  header.flags = 0;
+  header.op = static_cast<std::uint16_t>(Op::kGet);
+  EXPECT_FALSE(check_header(header, false, 0)) << "a mask in a Get";
+}
+
 TEST(ProtocolTest, GetReplyHoldsNoMorePagesThanAsked) {
   FrameHeader reply;
   reply.op = static_cast<std::uint16_t>(Op::kGet);
@@ -72,7 +101,7 @@ TEST(ProtocolTest, AcceptedHeadersStayInBounds) {
     header.op %= 16;
     header.flags &= kReply | kIfUncommitted;
     header.reserved = 0;
-    header.reserved2 = 0;
+    header.mask = 0;
     header.length %= 2 * kMaxPayloadBytes;
     const bool reply = (header.flags & kReply) != 0;
     if (check_header(header, reply, 0)) {
