@@ -59,9 +59,9 @@ class PageBits {
 };
 
 // What may be on its way to a server: what a fast network, 100 Gbit/s, holds in one round trip, and
-// no less than it takes to keep both ends at work.
+// no less than 4 MiB, since a server that is busy with others takes milliseconds to answer.
 constexpr std::uint64_t window_bytes(std::chrono::microseconds round_trip) {
-  constexpr std::uint64_t kLeast = std::uint64_t{512} << 10;
+  constexpr std::uint64_t kLeast = std::uint64_t{4} << 20;
   constexpr std::uint64_t kBytesPerMicrosecond = 12'500;
   return std::max(kLeast, static_cast<std::uint64_t>(round_trip.count()) * kBytesPerMicrosecond);
 }

@@ -169,9 +169,15 @@ def tapped(make_setup: MakeSetup) -> Iterator[tuple[SplitSetup, WireTap]]:
 
 
 def split_through(setup: SplitSetup, tap: WireTap) -> Vm:
-    """A split migration with the tap's address as that of the first server."""
+    """A split migration with the tap's address as that of the first server.
+
+    The guest is held until it has moved: a tap may be slower than a guest writes, and then no
+    migration ends.
+    """
     hosts = setup.sub_hosts([tap.uri, setup.servers[1].uri])
+    setup.source.guest.hold()
     destination, _ = setup.split(sub_hosts=hosts)
+    destination.guest.go()
     destination.guest.wait_beats()
     return destination
 

@@ -250,18 +250,6 @@ static void split_state_pending(void *opaque, uint64_t *must_precopy,
 {
     *must_precopy += ks_split_pending(split.job) * KS_PAGE_SIZE *
                      DOWNTIME_SHARE;
-    /*
-     * Pages that are written again and again are on the main host mostly, so
-     * one stream is to move what is left, while the downtime is estimated from
-     * what all have moved together.  With multifd it is not one stream.
-     */
-    if (!migrate_multifd()) {
-        uint64_t main_bytes = migration_transferred_bytes() -
-                              split.accounted_bytes;
-
-        *must_precopy += (double)ram_bytes_remaining() *
-                         split.accounted_bytes / MAX(main_bytes, 1);
-    }
 }
 
 static const SaveVMHandlers split_handlers = {

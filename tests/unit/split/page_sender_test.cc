@@ -41,8 +41,8 @@ class PageSenderTest : public ::testing::Test {
 };
 
 TEST_F(PageSenderTest, WindowIsWhatTheNetworkHolds) {
-  EXPECT_EQ(window_bytes(0us), 512U << 10);
-  EXPECT_EQ(window_bytes(20us), 512U << 10);
+  EXPECT_EQ(window_bytes(0us), 4U << 20);
+  EXPECT_EQ(window_bytes(20us), 4U << 20);
   EXPECT_EQ(window_bytes(1ms), 12'500'000U);
 }
 
