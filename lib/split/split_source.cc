@@ -141,7 +141,8 @@ Result<void> SplitSource::plan() {
   return {};
 }
 
-Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& sub_host) {
+Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& sub_host,
+                                                               std::uint8_t* asked) {
   const wire::Uri uri = *wire::parse_uri(sub_host.uri);
   Result<std::unique_ptr<wire::Connection>> connection =
       wire::Connection::connect(uri, connect_options(&canceller_));
@@ -151,6 +152,7 @@ Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& su
   request.vm_pages = config_.vm_pages.value;
   request.capacity_pages = sub_host.capacity.value;
   std::strncpy(request.name, config_.vm_name.c_str(), sizeof(request.name) - 1);
+  *asked = 1;
   Result<wire::SessionInfo> opened = (*connection)->open(request);
   if (!opened) {
     const wire::HelloReply& server = (*connection)->server();
@@ -165,9 +167,10 @@ Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& su
 Result<void> SplitSource::reserve_all() {
   const std::size_t count = config_.sub_hosts.size();
   std::vector<std::optional<Result<std::unique_ptr<wire::Connection>>>> results(count);
+  asked_.assign(count, 0);
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < count; i++) {
-    threads.emplace_back([&, i] { results[i].emplace(reserve(config_.sub_hosts[i])); });
+    threads.emplace_back([&, i] { results[i].emplace(reserve(config_.sub_hosts[i], &asked_[i])); });
   }
   for (std::thread& thread : threads) thread.join();
   std::optional<Error> failure;
@@ -247,8 +250,15 @@ Result<void> SplitSource::reclaim() {
 Result<void> SplitSource::drop_one(std::size_t index) {
   // Our own connection may have failed, or may be fenced by a destination that claimed but did not
   // get as far as to commit. A fresh claim settles both.
+  wire::ConnectOptions options = connect_options(nullptr);
+  if (handover_.servers[index].epoch.value == 0) {
+    // It was asked for a session and did not answer in time, so it may have one, or hang.
+    constexpr std::chrono::milliseconds kPatience{2000};
+    options.connect_timeout = std::min(options.connect_timeout, kPatience);
+    options.io_timeout = std::min(options.io_timeout, kPatience);
+  }
   Result<std::unique_ptr<wire::Connection>> connection =
-      wire::Connection::connect(uris_[index], connect_options(nullptr));
+      wire::Connection::connect(uris_[index], options);
   if (!connection) return connection.error();
   Result<wire::SessionInfo> claimed = (*connection)->claim(handover_.session, Epoch{}, true);
   if (!claimed) return claimed.error();
@@ -263,7 +273,7 @@ void SplitSource::close(bool drop_sessions) {
   if (!drop_sessions || !any) return;
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < handover_.servers.size(); i++) {
-    if (handover_.servers[i].epoch.value == 0) continue;  // never reserved
+    if (asked_[i] == 0) continue;
     threads.emplace_back([this, i] { (void)drop_one(i); });
   }
   for (std::thread& thread : threads) thread.join();

@@ -88,7 +88,9 @@ class SplitSource {
  private:
   explicit SplitSource(SplitSourceConfig config);
   [[nodiscard]] wire::ConnectOptions connect_options(wire::Canceller* canceller) const;
-  [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(const SubHost& sub_host);
+  // `asked` becomes 1 once the server may have the session, whatever comes of it.
+  [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(const SubHost& sub_host,
+                                                                  std::uint8_t* asked);
   [[nodiscard]] Result<void> reserve_all();
   [[nodiscard]] Result<void> plan();
   [[nodiscard]] Result<void> drop_one(std::size_t index);
@@ -100,6 +102,7 @@ class SplitSource {
   std::optional<PageBits> zero_;
   std::optional<PageBits> stored_;
   std::vector<std::unique_ptr<wire::Connection>> reserved_;  // until the senders own them
+  std::vector<std::uint8_t> asked_;                          // for each sub-host
   std::vector<std::unique_ptr<PageSender>> senders_;         // by server, from 0
 };
 

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "memserver/server.h"
+#include "pager/fake_server.h"
 
 namespace kintsugi {
 namespace {
@@ -243,6 +244,21 @@ TEST(SplitSourceTest, OneRefusalLeavesNothingReserved) {
   EXPECT_THAT(result.error().message, HasSubstr("lower this sub-host's capacity"));
   EXPECT_EQ(roomy.sessions(), 0U);
   EXPECT_EQ(small.sessions(), 0U);
+}
+
+TEST(SplitSourceTest, ASessionWhoseOpenWasNotAnsweredIsDroppedToo) {
+  test::FakeServer server;
+  server.order([](const wire::FrameHeader& header) {
+    return header.op == static_cast<std::uint16_t>(wire::Op::kOpen)
+               ? test::FakeServer::Act::kWrongSeq
+               : test::FakeServer::Act::kServe;
+  });
+  Result<std::unique_ptr<SplitSource>> split =
+      SplitSource::create(config_for({server.uri().text()}));
+  ASSERT_TRUE(split);
+  EXPECT_FALSE((*split)->open());
+  EXPECT_EQ(server.requests(wire::Op::kOpen), 1U);
+  EXPECT_EQ(server.sessions(), 0U);
 }
 
 TEST(SplitSourceTest, UnreachableServerIsNamed) {
