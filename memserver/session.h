@@ -68,7 +68,7 @@ class Session {
   BindAnswer stat(std::uint64_t epoch);
   wire::Status commit(std::uint64_t epoch);
 
-  // slots.size() pages, within vm_pages, become what the slots hold. Afterwards the
+  // `pages`, slots.size() of them and within vm_pages, become what the slots hold. Afterwards the
   // first `unused` of `slots` are slots to be freed by the caller: replaced or not taken.
   struct Published {
     wire::Status status;
