@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from kintsugi.badserver import BadServer
 from kintsugi.memserver import MemServer
-from kintsugi.migrate import Phase, complete, go_on, hold_in, wait_end, wait_phase
+from kintsugi.migrate import Phase, complete, go_on, hold_in, speed_up, wait_end, wait_phase
 from kintsugi.qmp import QmpError
 from kintsugi.split import SplitSetup, query_split, wait_connecting
 from kintsugi.util import MIB, DeadlineError, Work, poll_until
@@ -382,6 +383,44 @@ def start_through(setup: SplitSetup, tap: WireTap) -> None:
     destination = setup.start_destination()
     setup.start_split(destination.listen(),
                       sub_hosts=setup.sub_hosts([tap.uri, setup.servers[1].uri]))
+
+
+def test_retry_waits_for_what_the_failure_gives_back(
+        handover: tuple[SplitSetup, WireTap]) -> None:
+    """A server that is slow to drop the old session has no room for the new one until then."""
+    setup, tap = handover
+    may_drop = Event()
+    opened: list[bool] = []
+
+    def drop(_: object) -> bool:
+        return may_drop.wait(60)
+
+    def open_session(_: object) -> bool:
+        opened.append(may_drop.is_set())
+        return True
+
+    setup.source.guest.hold()
+    hold_in(setup.source, Phase.FIRST_PASS)
+    start_through(setup, tap)
+    wait_phase(setup.source, Phase.FIRST_PASS)
+    tap.on_request[Op.DROP] = drop
+    tap.on_request[Op.OPEN] = open_session
+    setup.source.qmp.execute("migrate_cancel")
+    setup.failed_later(wanted="cancelled")
+    speed_up(setup.source)
+    destination = setup.start_destination()
+    setup.send_split(destination.listen(),
+                     sub_hosts=setup.sub_hosts([tap.uri, setup.servers[1].uri]))
+    setup.source.qmp.finish(60)
+    phases = {query_split(setup.source)["phase"] for _ in range(500)}
+    may_drop.set()
+    assert phases == {"connecting"}
+    poll_until("the servers are asked",
+               lambda: query_split(setup.source)["phase"] != "connecting", 60)
+    complete(setup.source, destination)
+    assert opened == [True]
+    destination.guest.go()
+    destination.guest.wait_beats()
 
 
 @pytest.mark.parametrize("when", ["claim-asked", "claim-answered", "commit-asked"])
