@@ -3,8 +3,9 @@
 """Builds what each patch of the Linux series leads to, so that the series can be bisected.
 
 After every patch: the kernel of the emulated hosts, with all that patches touch configured in
-(linux-patches/config/prefixes.config), and the selftests that this patch touches. A warning of the
-compiler counts as a failure, and so does a source that the configuration leaves out.
+(linux-patches/config/prefixes.config), and the selftests that this patch touches, programs or
+library. A warning of the compiler counts as a failure, and so does a source that the configuration
+leaves out.
 """
 
 import os
@@ -20,6 +21,8 @@ TREE = OUTPUT / "tree"
 CONFIG = ROOT / "linux-patches" / "config"
 FRAGMENTS = (CONFIG / "host.config", CONFIG / "prefixes.config")
 SELFTEST_RE = re.compile(r"tools/testing/selftests/([^/]+)/(.+)\.c")
+# Some of the headers' macros are defined there once more.
+UPSTREAM_WARNING_RE = re.compile(r'include/x86_64/processor\.h:.* "X86_\w+" redefined')
 JOBS = os.environ.get("JOBS") or str(os.cpu_count())
 MAKE = ("make", "-j", JOBS, "ARCH=x86", "CC=ccache gcc", "HOSTCC=ccache gcc",
         "KBUILD_BUILD_TIMESTAMP=2025-01-01")
@@ -41,7 +44,7 @@ def step(log, about, *command):
     done = subprocess.run([ROOT / "scripts" / "step.py", NAME, log, about, "--", *command],
                           env=env, check=False)
     warnings = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-                if ": warning: " in line]
+                if ": warning: " in line and not UPSTREAM_WARNING_RE.fullmatch(line)]
     if done.returncode or warnings:
         raise BuildError("\n  ".join([f"failed: {about}", *warnings]))
 
@@ -58,6 +61,8 @@ def build(commit, number, about):
         if match := SELFTEST_RE.fullmatch(path):
             collection, program = match.groups()
             output = OUTPUT / "selftests" / collection
+            if program.startswith("lib/"):
+                program += ".o"
             output.mkdir(parents=True, exist_ok=True)
             step(logs / f"{NAME}-{number}-selftests.log", f"{about}: {program}", *MAKE,
                  "-C", TREE / "tools" / "testing" / "selftests" / collection, f"OUTPUT={output}",

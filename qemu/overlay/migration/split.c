@@ -45,6 +45,18 @@
 /* The senders' backlog may take one part in this many of the downtime limit. */
 #define DOWNTIME_SHARE 8
 
+/* How much longer than QEMU believes it takes to move what is left */
+typedef struct SplitPace {
+    /* When QEMU's measurement of the bandwidth began, and what was sent then */
+    int64_t since_ms;
+    uint64_t main_bytes;
+    uint64_t sub_bytes;
+    /* All that the last one saw, to what it saw go each way */
+    double main_factor;
+    double sub_factor;
+    double factor;
+} SplitPace;
+
 /*
  * The newest split migration.  Written under the BQL by the main thread; the
  * migration thread reads what is fixed while it runs.
@@ -62,6 +74,8 @@ static struct {
     bool history;
     bool cancelled;
     bool had_return_path; /* the capability, before we set it */
+    QemuThread end_thread; /* gives back what the last job had */
+    bool ended; /* there is such a thread, and nobody has joined it */
     /* Of a job that has ended */
     SplitTargetList *targets;
     unsigned sub_hosts;
@@ -75,6 +89,7 @@ static struct {
     unsigned unaccounted_pages;
     bool queued; /* pages since the last iteration */
     const SplitBlock *last_block;
+    SplitPace pace;
 } split;
 
 /* Protects split.job against going away under split_migration_cancel(). */
@@ -241,15 +256,72 @@ bool split_migration_rate_exceeded(void)
     return used > max;
 }
 
-/*
- * What waits in the senders is not written by the guest again: sent while the
- * VM runs, it costs no downtime.  So only a small part may be left for that.
- */
-static void split_state_pending(void *opaque, uint64_t *must_precopy,
-                                uint64_t *can_postcopy)
+/* Follows QEMU's periods, each of which gives a bandwidth. */
+static void measure_pace(void)
 {
-    *must_precopy += ks_split_pending(split.job) * KS_PAGE_SIZE *
+    int64_t since_ms = migrate_get_current()->iteration_start_time;
+    uint64_t main_bytes = migration_transferred_bytes() - split.accounted_bytes;
+    uint64_t sub_bytes = split.accounted_bytes;
+    double most = split.sub_hosts + 1;
+    double all;
+
+    if (since_ms == split.pace.since_ms) {
+        return;
+    }
+    all = main_bytes - split.pace.main_bytes + sub_bytes - split.pace.sub_bytes;
+    /* A way that little went is not as slow as that. */
+    split.pace.main_factor =
+        MIN(most, all / MAX(main_bytes - split.pace.main_bytes, 1));
+    split.pace.sub_factor =
+        MIN(most, all / MAX(sub_bytes - split.pace.sub_bytes, 1));
+    split.pace.since_ms = since_ms;
+    split.pace.main_bytes = main_bytes;
+    split.pace.sub_bytes = sub_bytes;
+}
+
+/* Of the pages that the guest has written, the part that goes to sub-hosts */
+static double dirty_sub_share(void)
+{
+    uint64_t all = ram_bytes_remaining() / KS_PAGE_SIZE;
+    uint64_t count = 0;
+
+    for (unsigned i = 0; i < split.layout->count; i++) {
+        const SplitBlock *block = &split.layout->blocks[i];
+        unsigned long page = find_first_bit(block->rb->bmap, block->pages);
+
+        while (page < block->pages) {
+            count += ks_split_owner(split.job, block->first_page + page) != 0;
+            page = find_next_bit(block->rb->bmap, block->pages, page + 1);
+        }
+    }
+    return all ? MIN(1.0, (double)count / all) : 0;
+}
+
+/*
+ * QEMU estimates the downtime from what went all ways together.  If what is
+ * left goes one way mostly, it takes longer.  And what waits in the senders is
+ * not written by the guest again: sent while the VM runs, it costs no
+ * downtime, so only a small part may be left for that.
+ */
+static void split_state_pending_estimate(void *opaque, uint64_t *must_precopy,
+                                         uint64_t *can_postcopy)
+{
+    measure_pace();
+    *must_precopy += (split.pace.factor - 1) * ram_bytes_remaining() +
+                     ks_split_pending(split.job) * KS_PAGE_SIZE *
                      DOWNTIME_SHARE;
+}
+
+/* After RAM's, which has just learned what the guest has written. */
+static void split_state_pending_exact(void *opaque, uint64_t *must_precopy,
+                                      uint64_t *can_postcopy)
+{
+    double share = dirty_sub_share();
+
+    split.pace.factor = MAX(1, MAX((1 - share) * split.pace.main_factor,
+                                   share * split.pace.sub_factor));
+    trace_split_migration_pace(share * 100, split.pace.factor * 100);
+    split_state_pending_estimate(opaque, must_precopy, can_postcopy);
 }
 
 static const SaveVMHandlers split_handlers = {
@@ -257,8 +329,8 @@ static const SaveVMHandlers split_handlers = {
     .save_setup = split_save_setup,
     .save_live_iterate = split_save_iterate,
     .save_live_complete_precopy = split_save_complete,
-    .state_pending_estimate = split_state_pending,
-    .state_pending_exact = split_state_pending,
+    .state_pending_estimate = split_state_pending_estimate,
+    .state_pending_exact = split_state_pending_exact,
     .load_state = remote_memory_load,
 };
 
@@ -423,7 +495,10 @@ typedef struct EndJob {
     bool drop_sessions;
 } EndJob;
 
-/* Servers may take their time to answer; nobody waits for that. */
+/*
+ * Servers may take their time to answer; only the next split migration waits
+ * for that, since it may need the memory.
+ */
 static void *end_job_thread(void *opaque)
 {
     EndJob *end = opaque;
@@ -445,7 +520,6 @@ static void set_phase(SplitPhase phase, const char *error)
 static void split_end(SplitPhase phase, const char *error)
 {
     EndJob *end = g_new0(EndJob, 1);
-    QemuThread thread;
 
     if (split.phase != SPLIT_PHASE_CONNECTING) {
         split.targets = collect_targets();
@@ -462,8 +536,9 @@ static void split_end(SplitPhase phase, const char *error)
     end->drop_sessions = phase != SPLIT_PHASE_COMPLETED &&
                          phase != SPLIT_PHASE_IN_DOUBT;
     trace_split_migration_end(SplitPhase_str(phase), error ?: "");
-    qemu_thread_create(&thread, "split-end", end_job_thread, end,
-                       QEMU_THREAD_DETACHED);
+    qemu_thread_create(&split.end_thread, "split-end", end_job_thread, end,
+                       QEMU_THREAD_JOINABLE);
+    split.ended = true;
 }
 
 static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
@@ -552,6 +627,8 @@ static KsSubHost *config_sub_hosts(SplitSubHostList *list, uint32_t *count)
 typedef struct OpenJob {
     KsSplit *job;
     AccessTracker *tracker; /* keeps the history that is planned by */
+    bool wait;
+    QemuThread previous; /* to be waited for */
     int ret;
     KsError err;
 } OpenJob;
@@ -611,6 +688,9 @@ static void *open_thread(void *opaque)
 {
     OpenJob *open = opaque;
 
+    if (open->wait) {
+        qemu_thread_join(&open->previous);
+    }
     open->ret = ks_split_open(open->job, &open->err);
     /* Not where a nested aio_poll() would run it. */
     aio_bh_schedule_oneshot(iohandler_get_aio_context(), opened_bh, open);
@@ -705,6 +785,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;
+    split.pace = (SplitPace) { .main_factor = 1, .sub_factor = 1, .factor = 1 };
     WITH_QEMU_LOCK_GUARD(&job_lock) {
         qatomic_set(&split.job, job);
     }
@@ -714,6 +795,9 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     open = g_new0(OpenJob, 1);
     open->job = job;
     open->tracker = tracker;
+    open->wait = split.ended;
+    open->previous = split.end_thread;
+    split.ended = false;
     qemu_thread_create(&thread, "split-open", open_thread, open,
                        QEMU_THREAD_DETACHED);
 }
