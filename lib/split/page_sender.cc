@@ -31,11 +31,8 @@ bool PageBits::change(PageIndex page, bool value) {
 }
 
 PageSender::PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero,
-                       PageBits* stored)
-    : connection_(std::move(connection)),
-      zero_(zero),
-      stored_(stored),
-      window_(window_bytes(connection_->round_trip())) {
+                       PageBits* stored, SendWindow window)
+    : connection_(std::move(connection)), zero_(zero), stored_(stored), window_(window) {
   thread_ = std::thread([this] { run(); });
   pthread_setname_np(thread_.native_handle(), "ks-send");
 }
@@ -153,7 +150,9 @@ Result<void> PageSender::send_runs(const std::vector<Run>& runs) {
     notes_.insert(notes_.end(), new_notes_.begin(), new_notes_.end());
     idle = runs_.empty();
   }
-  return idle ? take_answers(0, 0) : Result<void>{};
+  if (!idle) return {};
+  window_.idle();
+  return take_answers(0, 0);
 }
 
 // One Put for all of its pages but those that are zero.
@@ -230,10 +229,12 @@ Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t c
 Result<void> PageSender::send_batch() {
   if (batch_frames_ == 0) return {};
   // Half of the window at once, so that answers are worth waking up for.
-  if (unanswered_bytes_ > window_ || unanswered_.size() > kMaxUnanswered) {
-    if (Result<void> answers = take_answers(kMaxUnanswered / 2, window_ / 2); !answers) {
+  if (unanswered_bytes_ > window_.bytes() || unanswered_.size() > kMaxUnanswered) {
+    const std::uint64_t before = unanswered_bytes_;
+    if (Result<void> answers = take_answers(kMaxUnanswered / 2, window_.bytes() / 2); !answers) {
       return answers;
     }
+    window_.answered(before - unanswered_bytes_, SendWindow::Clock::now());
   }
   Result<void> sent = connection_->send_iovecs(batch_);
   for (const wire::FrameHeader& header : std::span(headers_).first(batch_frames_)) {

@@ -6,9 +6,7 @@
 // and puts the rest on the wire as Put frames, many to a system call. Answers are counted; after
 // flush() returns every page queued before is stored at the server.
 //
-// No more is sent ahead of the answers than the way to the server holds (window_bytes()). More
-// would wait in the kernel's buffers, which grow to many MiB, and be read when no cache has it any
-// more.
+// What is sent ahead of the answers is bounded by a SendWindow.
 //
 // A page that changes after it was read is queued again by dirty logging, and since one queue, one
 // connection and one thread serve each server, the later content arrives later.
@@ -16,10 +14,8 @@
 // Threads: queue(), kick() and flush() by one thread. Everything else by any.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -32,6 +28,7 @@
 #include "base/result.h"
 #include "base/types.h"
 #include "split/handover.h"
+#include "split/send_window.h"
 #include "wire/connection.h"
 
 namespace kintsugi {
@@ -58,18 +55,11 @@ class PageBits {
   LazyArray<Word> words_;
 };
 
-// What may be on its way to a server: what a fast network, 100 Gbit/s, holds in one round trip, and
-// no less than 4 MiB, since a server that is busy with others takes milliseconds to answer.
-constexpr std::uint64_t window_bytes(std::chrono::microseconds round_trip) {
-  constexpr std::uint64_t kLeast = std::uint64_t{4} << 20;
-  constexpr std::uint64_t kBytesPerMicrosecond = 12'500;
-  return std::max(kLeast, static_cast<std::uint64_t>(round_trip.count()) * kBytesPerMicrosecond);
-}
-
 class PageSender {
  public:
   // `connection` is bound to the session. `zero` and `stored` outlive the sender.
-  PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero, PageBits* stored);
+  PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero, PageBits* stored,
+             SendWindow window = SendWindow());
   ~PageSender();
   PageSender(const PageSender&) = delete;
   PageSender& operator=(const PageSender&) = delete;
@@ -140,7 +130,7 @@ class PageSender {
   std::size_t batch_bytes_ = 0;
   std::vector<ZeroRun> new_notes_;
   std::uint64_t next_seq_ = 1;
-  const std::uint64_t window_;
+  SendWindow window_;
   std::deque<std::uint32_t> unanswered_;  // payload bytes of each frame sent
   std::uint64_t unanswered_bytes_ = 0;
 

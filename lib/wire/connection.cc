@@ -2,9 +2,9 @@
 #include "wire/connection.h"
 
 #include <fcntl.h>
-#include <linux/tcp.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -176,14 +176,6 @@ Error Connection::refusal(Status status, const char* what) const {
 
 Result<void> Connection::wait(short events, const char* doing) {
   return wait_for(fd_, events, options_.io_timeout, options_.canceller, name_, doing);
-}
-
-std::chrono::microseconds Connection::round_trip() const {
-  tcp_info info{};
-  socklen_t length = sizeof(info);
-  if (getsockopt(fd_, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return {};
-  constexpr std::uint32_t kUnknown = UINT32_MAX;
-  return std::chrono::microseconds{info.tcpi_min_rtt == kUnknown ? 0 : info.tcpi_min_rtt};
 }
 
 FrameHeader Connection::request(Op op, std::uint64_t seq) const {

@@ -89,9 +89,6 @@ class Connection {
   // The same for replies that have no payload, all of `headers`.
   [[nodiscard]] Result<void> receive_headers(std::span<FrameHeader> headers);
   [[nodiscard]] Result<void> receive(void* data, std::size_t bytes);
-  // The least time that the kernel has seen a segment and its acknowledgement take; 0 where there
-  // is no network in between (Unix sockets).
-  [[nodiscard]] std::chrono::microseconds round_trip() const;
 
   // An Error for a reply whose status is not kOk: "memory server NAME refused to WHAT: WHY".
   [[nodiscard]] Error refusal(Status status, const char* what) const;
