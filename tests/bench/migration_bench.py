@@ -144,7 +144,7 @@ def parse_arguments() -> argparse.Namespace:
                         " (%(default)s)")
     parser.add_argument("--rate", type=int, default=50000, metavar="N",
                         help="page visits a second of a busy guest (%(default)s)")
-    parser.add_argument("--downtime-limit", type=int, default=30, metavar="MS",
+    parser.add_argument("--downtime-limit", type=int, default=10, metavar="MS",
                         help="QEMU's parameter: what it believes to fit in this is left for the"
                         " downtime, so it bounds the noise in it (%(default)s)")
     parser.add_argument("--kinds", default=",".join(measure.KINDS), metavar="LIST",
