@@ -10,7 +10,6 @@
 // Threads: one at a time.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
