@@ -7,7 +7,8 @@ compiler.
     lint.py --format    lay out the C++ instead
 
 clang-tidy is slow, so a source that passed is remembered in ${XDG_CACHE_HOME:-~/.cache}/kintsugi
-by the hash of everything that can change the outcome.
+by the hash of what can change the outcome: the source, the headers of ours that it includes,
+.clang-tidy and the program's version.
 """
 
 import argparse
@@ -31,6 +32,8 @@ CXX_SUFFIXES = (".cc", ".h")
 JOBS = int(os.environ.get("JOBS") or os.cpu_count() or 1)
 # Versions of clang-format and clang-tidy disagree: Debian 12's is binding, others only remark.
 LLVM_VERSION = 14
+INCLUDE_RE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.M)
+INCLUDE_FLAG_RE = re.compile(r"-I(/\S+)")
 
 
 def files(*suffixes, under):
@@ -81,9 +84,27 @@ def clang_format():
 # --- clang-tidy ------------------------------------------------------------------------------
 
 
+def with_headers(source, directories):
+    """The source and all that it includes, by way of others too, from these directories."""
+    found, todo = {source}, [source]
+    while todo:
+        path = todo.pop()
+        for name in INCLUDE_RE.findall(path.read_text(encoding="utf-8")):
+            for directory in (path.parent, *directories):
+                header = directory / name
+                if header.is_file():
+                    if header not in found:
+                        found.add(header)
+                        todo.append(header)
+                    break
+    return sorted(found)
+
+
 def tidy_key(entry, common):
+    directories = [pathlib.Path(name) for name in INCLUDE_FLAG_RE.findall(entry["command"])]
     digest = hashlib.sha256(common)
-    digest.update(pathlib.Path(entry["file"]).read_bytes())
+    for path in with_headers(pathlib.Path(entry["file"]), directories):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -105,8 +126,6 @@ def clang_tidy():
     common = hashlib.sha256()
     common.update((ROOT / ".clang-tidy").read_bytes())
     common.update(run([program, "--version"])[1].encode())
-    for path in files(".h", under=("lib", "memserver", "tools")):
-        common.update(path.read_bytes())
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     passed = pathlib.Path(base) / "kintsugi" / "clang-tidy"
     passed.mkdir(parents=True, exist_ok=True)
