@@ -83,8 +83,12 @@ def work(request: pytest.FixtureRequest) -> Iterator[Work]:
 
 @pytest.fixture
 def config(accelerator: Accelerator) -> VmConfig:
-    """The VM that most tests use: 256 MiB of RAM, half of it pattern."""
-    return VmConfig(accel=accelerator.name).with_guest(**GUEST)
+    """The VM that most tests use: 256 MiB of RAM, half of it pattern.
+
+    An emulated host, which is slow, asks for less: KINTSUGI_PATTERN_MIB.
+    """
+    pattern_mib = int(os.environ.get("KINTSUGI_PATTERN_MIB", VmConfig.pattern_mib))
+    return VmConfig(accel=accelerator.name, pattern_mib=pattern_mib).with_guest(**GUEST)
 
 
 @pytest.fixture

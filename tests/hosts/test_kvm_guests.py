@@ -14,8 +14,9 @@ from emulated.initramfs import REPO
 
 # With two processors a guest under KVM dies now and then, whatever it does: docs/development.md.
 CONFIG = AmdHost(memory_mib=6144, cpus=1)
-# Everything there is slower by about this factor.
+# Everything there is slower by about this factor, so guests are smaller.
 PATIENCE = 10
+PATTERN_MIB = 32
 LIMIT_S = 1500.0
 UNDER_KVM = [
     "test_access_tracker.py::test_what_a_source_sees[kvm]",
@@ -31,7 +32,8 @@ def test_under_kvm(run_host, slower):
     script = ("echo never > /sys/kernel/mm/transparent_hugepage/enabled;"
               'cd tests/e2e; exec /usr/bin/python3 -m pytest -v -rs -p no:cacheprovider "$@"')
     outcome = run_host("sh", "-c", script, "sh", *UNDER_KVM, timeout_s=LIMIT_S, cwd=REPO,
-                       config=CONFIG, env={"KINTSUGI_PATIENCE": str(PATIENCE * slower)})
+                       config=CONFIG, env={"KINTSUGI_PATIENCE": str(PATIENCE * slower),
+                                           "KINTSUGI_PATTERN_MIB": str(PATTERN_MIB)})
     text = (outcome.stdout + outcome.stderr).decode(errors="replace")
     print(text)
     assert outcome.status == 0
