@@ -174,6 +174,10 @@ Error Connection::refusal(Status status, const char* what) const {
                     status_text(status));
 }
 
+Error Connection::closed() const {
+  return make_error(ECONNRESET, "memory server {} closed the connection", name_);
+}
+
 Result<void> Connection::wait(short events, const char* doing) {
   return wait_for(fd_, events, options_.io_timeout, options_.canceller, name_, doing);
 }
@@ -209,6 +213,7 @@ Result<void> Connection::send_iovecs(std::span<iovec> frames) {
       continue;
     }
     if (errno == EINTR) continue;
+    if (errno == EPIPE) return closed();
     if (errno != EAGAIN) {
       return make_error(errno, "memory server {} is gone: {}", name_, errno_text(errno));
     }
@@ -221,9 +226,7 @@ Result<void> Connection::receive(void* data, std::size_t bytes) {
   auto* at = static_cast<char*>(data);
   while (bytes > 0) {
     const ssize_t got = recv(fd_, at, bytes, MSG_DONTWAIT);
-    if (got == 0) {
-      return make_error(ECONNRESET, "memory server {} closed the connection", name_);
-    }
+    if (got == 0) return closed();
     if (got < 0) {
       if (errno == EINTR) continue;
       if (errno != EAGAIN) {

@@ -95,6 +95,8 @@ class Connection {
 
  private:
   Connection(int fd, std::string name, const ConnectOptions& options);
+  // An Error for an end that the server made.
+  [[nodiscard]] Error closed() const;
   [[nodiscard]] Result<void> wait(short events, const char* doing);
   [[nodiscard]] Result<void> check_reply(const FrameHeader& header) const;
   [[nodiscard]] Result<FrameHeader> call(FrameHeader header, const void* payload, std::size_t bytes,
