@@ -59,7 +59,7 @@ def test_on_intel_with_page_modification_logging(run_host):
     outcome = run_host(
         "sh", "-c", f'grep -x Y {logging} && exec "$0"', str(ACCESS_BITS.path),
         timeout_s=ACCESS_BITS.timeout_s,
-        config=IntelHost(model="corei7_skylake_x", append=APPEND["kvm"],
+        config=IntelHost(model="corei7_skylake_x", cpus=1, append=APPEND["kvm"],
                          bring=(ACCESS_BITS.path,)))
     print((outcome.stdout + outcome.stderr).decode(errors="replace"))
     assert outcome.status == 0 and outcome.stdout.startswith(b"Y\n")
