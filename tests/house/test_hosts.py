@@ -39,13 +39,14 @@ def test_table_of_selftests():
     assert [row.name for row in rows] == ["kvm/x86_64/a -b 1 M", "mm/b"]
     assert rows[0].arguments == ("-b", "1 M") and rows[0].timeout_s == 10
     assert [row.cpus for row in rows] == [2, 1]
+    assert len(selftests.parse_table("kvm a amd 1 1\nkvm a intel 2 2")) == 2
     assert selftests.read_table()
 
 
 @pytest.mark.parametrize("text, why", [
     ("kvm a amd 1", "columns"), ("kvm a arm 1 10", "no such host: arm"),
     ("kvm a amd 1 soon", "no number of seconds"), ("kvm a amd 0 10", "no number of processors"),
-    ("kvm a amd 1 1\nkvm a intel 1 2", "twice")])
+    ("kvm a amd,intel 1 1\nkvm a intel 1 2", "twice")])
 def test_wrong_table_is_refused(text, why):
     with pytest.raises(selftests.TableError, match=why):
         selftests.parse_table(text)

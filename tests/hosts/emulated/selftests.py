@@ -62,7 +62,8 @@ def parse_table(text: str) -> list[Selftest]:
             raise TableError(f"{where}: {limit} is no number of seconds")
         rows.append(Selftest(collection, program, frozenset(hosts.split(",")), int(cpus),
                              float(limit), tuple(arguments)))
-    if len(set(row.name for row in rows)) < len(rows):
+    names = [(host, row.name) for row in rows for host in row.hosts]
+    if len(set(names)) < len(names):
         raise TableError("selftests.txt: the same test twice")
     return rows
 
