@@ -6,17 +6,10 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
-#include <system_error>
+
+#include "wire/connection.h"
 
 namespace kintsugi {
-namespace {
-
-Error gone(int code, const char* name) {
-  return make_error(code, "memory server {} is gone: {}", name,
-                    std::generic_category().message(code));
-}
-
-}  // namespace
 
 Result<FrameReader> FrameReader::create(std::size_t buffer_bytes) {
   auto buffer = LazyArray<std::uint8_t>::create(buffer_bytes, "a receive buffer");
@@ -42,11 +35,9 @@ Result<std::size_t> FrameReader::fill(int fd, const char* name) {
       end_ += static_cast<std::size_t>(got);
       return static_cast<std::size_t>(got);
     }
-    if (got == 0) {
-      return make_error(ECONNRESET, "memory server {} closed the connection", name);
-    }
+    if (got == 0) return wire::connection_lost(name, 0);
     if (errno == EAGAIN) return std::size_t{0};
-    if (errno != EINTR) return gone(errno, name);
+    if (errno != EINTR) return wire::connection_lost(name, errno);
   }
 }
 
@@ -77,7 +68,7 @@ Result<bool> HeaderSender::flush(int fd, const char* name) {
     if (sent < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) return false;
-      return gone(errno, name);
+      return wire::connection_lost(name, errno);
     }
     sent_bytes_ += static_cast<std::size_t>(sent);
   }

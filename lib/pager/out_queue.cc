@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cerrno>
-#include <system_error>
 
 namespace kintsugi {
 namespace {
@@ -97,8 +96,7 @@ Result<std::size_t> OutQueue::send(const wire::Connection& connection, const Sta
     if (sent < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) return total;
-      return make_error(errno, "memory server {} is gone: {}", connection.name(),
-                        std::generic_category().message(errno));
+      return wire::connection_lost(connection.name(), errno);
     }
     total += static_cast<std::size_t>(sent);
     sent_bytes_ += static_cast<std::size_t>(sent);

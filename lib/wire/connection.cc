@@ -89,6 +89,13 @@ void advance(std::span<iovec>& iov, std::size_t bytes) {
 
 }  // namespace
 
+Error connection_lost(std::string_view name, int code) {
+  if (code == 0 || code == EPIPE) {
+    return make_error(ECONNRESET, "memory server {} closed the connection", name);
+  }
+  return make_error(code, "memory server {} is gone: {}", name, errno_text(code));
+}
+
 Canceller::Canceller() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
 Canceller::~Canceller() {
@@ -174,10 +181,6 @@ Error Connection::refusal(Status status, const char* what) const {
                     status_text(status));
 }
 
-Error Connection::closed() const {
-  return make_error(ECONNRESET, "memory server {} closed the connection", name_);
-}
-
 Result<void> Connection::wait(short events, const char* doing) {
   return wait_for(fd_, events, options_.io_timeout, options_.canceller, name_, doing);
 }
@@ -213,10 +216,7 @@ Result<void> Connection::send_iovecs(std::span<iovec> frames) {
       continue;
     }
     if (errno == EINTR) continue;
-    if (errno == EPIPE) return closed();
-    if (errno != EAGAIN) {
-      return make_error(errno, "memory server {} is gone: {}", name_, errno_text(errno));
-    }
+    if (errno != EAGAIN) return connection_lost(name_, errno);
     if (Result<void> waited = wait(POLLOUT, "sending to"); !waited) return waited;
   }
   return {};
@@ -226,12 +226,10 @@ Result<void> Connection::receive(void* data, std::size_t bytes) {
   auto* at = static_cast<char*>(data);
   while (bytes > 0) {
     const ssize_t got = recv(fd_, at, bytes, MSG_DONTWAIT);
-    if (got == 0) return closed();
+    if (got == 0) return connection_lost(name_, 0);
     if (got < 0) {
       if (errno == EINTR) continue;
-      if (errno != EAGAIN) {
-        return make_error(errno, "memory server {} is gone: {}", name_, errno_text(errno));
-      }
+      if (errno != EAGAIN) return connection_lost(name_, errno);
       if (Result<void> waited = wait(POLLIN, "waiting for"); !waited) return waited;
       continue;
     }

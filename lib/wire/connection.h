@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/result.h"
 #include "wire/protocol.h"
@@ -51,6 +52,10 @@ struct SessionInfo {
   Epoch epoch;
   SessionReply figures;
 };
+
+// An Error for a connection to the server `name` that came to its end: `code` is what send or recv
+// failed with, 0 where recv met the end of the stream.
+[[nodiscard]] Error connection_lost(std::string_view name, int code);
 
 class Connection {
  public:
@@ -95,8 +100,6 @@ class Connection {
 
  private:
   Connection(int fd, std::string name, const ConnectOptions& options);
-  // An Error for an end that the server made.
-  [[nodiscard]] Error closed() const;
   [[nodiscard]] Result<void> wait(short events, const char* doing);
   [[nodiscard]] Result<void> check_reply(const FrameHeader& header) const;
   [[nodiscard]] Result<FrameHeader> call(FrameHeader header, const void* payload, std::size_t bytes,
