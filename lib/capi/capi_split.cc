@@ -129,6 +129,14 @@ int ks_split_error(KsSplit* split, KsError* err) {
 
 uint64_t ks_split_pending(const KsSplit* split) { return split->source->pending_pages(); }
 
+void ks_split_period(KsSplit* split, int64_t began_ms, uint64_t main_bytes, uint64_t sub_bytes) {
+  split->source->pace().period(began_ms, main_bytes, sub_bytes);
+}
+
+double ks_split_slowdown(const KsSplit* split, double sub_share) {
+  return split->source->pace().slowdown(sub_share);
+}
+
 int ks_split_encode_plan(KsSplit* split, void** data, size_t* bytes, KsError* err) {
   return guarded(err, -ENOMEM,
                  [&] { return hand_out(split->source->encode_plan(), data, bytes, err); });

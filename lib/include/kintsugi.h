@@ -109,6 +109,16 @@ int ks_split_flush(KsSplit *split, KsError *err);
 int ks_split_error(KsSplit *split, KsError *err);
 /* Pages queued and not yet acknowledged. Any thread. */
 uint64_t ks_split_pending(const KsSplit *split);
+/*
+ * A period in which QEMU measures the bandwidth began at @began_ms, with so many bytes sent since
+ * the start: to the main host, and to all sub-hosts. May be called again in it. One thread.
+ */
+void ks_split_period(KsSplit *split, int64_t began_ms, uint64_t main_bytes, uint64_t sub_bytes);
+/*
+ * How many times longer than by the bandwidth of the last period what is left takes, 1 or more, if
+ * @sub_share of it (0 to 1) goes to sub-hosts. The thread of ks_split_period().
+ */
+double ks_split_slowdown(const KsSplit *split, double sub_share);
 
 /*
  * What the destination must know: the plan (once, at set-up, after ks_split_open()), and later

@@ -85,7 +85,8 @@ Result<std::unique_ptr<SplitSource>> SplitSource::create(SplitSourceConfig confi
   return split;
 }
 
-SplitSource::SplitSource(SplitSourceConfig config) : config_(std::move(config)) {
+SplitSource::SplitSource(SplitSourceConfig config)
+    : config_(std::move(config)), pace_(static_cast<unsigned>(config_.sub_hosts.size())) {
   for (const SubHost& sub_host : config_.sub_hosts) {
     uris_.push_back(*wire::parse_uri(sub_host.uri));  // check() has seen that they parse
   }

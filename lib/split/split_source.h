@@ -19,6 +19,7 @@
 #include "base/types.h"
 #include "placement/split_plan.h"
 #include "split/handover.h"
+#include "split/pace.h"
 #include "split/page_sender.h"
 #include "wire/connection.h"
 
@@ -64,6 +65,7 @@ class SplitSource {
   [[nodiscard]] Result<void> flush();
   [[nodiscard]] Result<void> error() const;
   [[nodiscard]] std::uint64_t pending_pages() const;
+  [[nodiscard]] SplitPace& pace() { return pace_; }
 
   [[nodiscard]] std::vector<std::uint8_t> encode_plan() const { return handover_.encode(); }
   // What changed since the last call.
@@ -99,6 +101,7 @@ class SplitSource {
   std::vector<wire::Uri> uris_;
   wire::Canceller canceller_;
   Handover handover_;
+  SplitPace pace_;
   std::optional<PageBits> zero_;
   std::optional<PageBits> stored_;
   std::vector<std::unique_ptr<wire::Connection>> reserved_;  // until the senders own them

@@ -45,18 +45,6 @@
 /* The senders' backlog may take one part in this many of the downtime limit. */
 #define DOWNTIME_SHARE 8
 
-/* How much longer than QEMU believes it takes to move what is left */
-typedef struct SplitPace {
-    /* When QEMU's measurement of the bandwidth began, and what was sent then */
-    int64_t since_ms;
-    uint64_t main_bytes;
-    uint64_t sub_bytes;
-    /* All that the last one saw, to what it saw go each way */
-    double main_factor;
-    double sub_factor;
-    double factor;
-} SplitPace;
-
 /*
  * The newest split migration.  Written under the BQL by the main thread; the
  * migration thread reads what is fixed while it runs.
@@ -89,7 +77,7 @@ static struct {
     unsigned unaccounted_pages;
     bool queued; /* pages since the last iteration */
     const SplitBlock *last_block;
-    SplitPace pace;
+    double slowdown; /* of what is left, to what QEMU believes */
 } split;
 
 /* Protects split.job against going away under split_migration_cancel(). */
@@ -256,29 +244,6 @@ bool split_migration_rate_exceeded(void)
     return used > max;
 }
 
-/* Follows QEMU's periods, each of which gives a bandwidth. */
-static void measure_pace(void)
-{
-    int64_t since_ms = migrate_get_current()->iteration_start_time;
-    uint64_t main_bytes = migration_transferred_bytes() - split.accounted_bytes;
-    uint64_t sub_bytes = split.accounted_bytes;
-    double most = split.sub_hosts + 1;
-    double all;
-
-    if (since_ms == split.pace.since_ms) {
-        return;
-    }
-    all = main_bytes - split.pace.main_bytes + sub_bytes - split.pace.sub_bytes;
-    /* A way that little went is not as slow as that. */
-    split.pace.main_factor =
-        MIN(most, all / MAX(main_bytes - split.pace.main_bytes, 1));
-    split.pace.sub_factor =
-        MIN(most, all / MAX(sub_bytes - split.pace.sub_bytes, 1));
-    split.pace.since_ms = since_ms;
-    split.pace.main_bytes = main_bytes;
-    split.pace.sub_bytes = sub_bytes;
-}
-
 /* Of the pages that the guest has written, the part that goes to sub-hosts */
 static double dirty_sub_share(void)
 {
@@ -306,8 +271,10 @@ static double dirty_sub_share(void)
 static void split_state_pending_estimate(void *opaque, uint64_t *must_precopy,
                                          uint64_t *can_postcopy)
 {
-    measure_pace();
-    *must_precopy += (split.pace.factor - 1) * ram_bytes_remaining() +
+    ks_split_period(split.job, migrate_get_current()->iteration_start_time,
+                    migration_transferred_bytes() - split.accounted_bytes,
+                    split.accounted_bytes);
+    *must_precopy += (split.slowdown - 1) * ram_bytes_remaining() +
                      ks_split_pending(split.job) * KS_PAGE_SIZE *
                      DOWNTIME_SHARE;
 }
@@ -318,9 +285,8 @@ static void split_state_pending_exact(void *opaque, uint64_t *must_precopy,
 {
     double share = dirty_sub_share();
 
-    split.pace.factor = MAX(1, MAX((1 - share) * split.pace.main_factor,
-                                   share * split.pace.sub_factor));
-    trace_split_migration_pace(share * 100, split.pace.factor * 100);
+    split.slowdown = ks_split_slowdown(split.job, share);
+    trace_split_migration_pace(share * 100, split.slowdown * 100);
     split_state_pending_estimate(opaque, must_precopy, can_postcopy);
 }
 
@@ -785,7 +751,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;
-    split.pace = (SplitPace) { .main_factor = 1, .sub_factor = 1, .factor = 1 };
+    split.slowdown = 1;
     WITH_QEMU_LOCK_GUARD(&job_lock) {
         qatomic_set(&split.job, job);
     }
