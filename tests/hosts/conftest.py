@@ -8,6 +8,7 @@ KINTSUGI_HOST_KERNEL names another kernel than build/kernel/bzImage; on one that
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 # pylint: disable=wrong-import-position
 from emulated import host  # noqa: E402
 from emulated.amd import AmdHost  # noqa: E402
+from emulated.intel import IntelHost  # noqa: E402
 
 DEBUG_SLOWER = 8.0
 
@@ -63,7 +65,11 @@ def run_host(logs: Path, slower: float) -> Callable[..., host.Outcome]:
 
     def run(*command: str, timeout_s: float = 120.0, config: host.HostConfig | None = None,
             complaints: bool = False, **options: object) -> host.Outcome:
-        outcome = host.run(command, config or AmdHost(), logs=logs,
+        config = config or AmdHost()
+        if isinstance(config, IntelHost):  # limits within it are in its own time
+            config = dataclasses.replace(
+                config, instructions_per_s=int(config.instructions_per_s * slower))
+        outcome = host.run(command, config, logs=logs,
                            timeout_s=timeout_s * slower, **options)  # type: ignore[arg-type]
         if under_debug_kernel() and not complaints:
             assert not outcome.complaints()

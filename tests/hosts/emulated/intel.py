@@ -25,12 +25,6 @@ BUSYBOX = Path("/bin/busybox")
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 GRUB_MODULES = Path("/usr/lib/grub/i386-pc")
-# What the machine believes to run in a second: the lower, the sooner a sleep is over.
-INSTRUCTIONS_PER_S = 20_000_000
-# The time stamp counter counts instructions, whatever CPUID of a model says. A triple fault is the
-# one way to reboot that this machine can be told to end at.
-KERNEL_ARGUMENTS = f"tsc_early_khz={INSTRUCTIONS_PER_S // 1000} reboot=triple"
-
 # The processors read MSRs that Bochs lacks at every tick, so errors are not logged.
 BOCHSRC = """\
 cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault=0
@@ -104,6 +98,8 @@ class IntelHost(HostConfig):
     memory_mib: int = 2048
     model: str = "corei7_haswell_4770"    # corei7_skylake_x has page modification logging as well
     bring: tuple[Path, ...] = ()          # more files for the root
+    # What a second is for the machine. With fewer a sleep is over sooner, but also a time limit.
+    instructions_per_s: int = 20_000_000
 
     def missing(self) -> str:
         for path in (BUSYBOX, BIOS, VGA_BIOS, GRUB_MODULES):
@@ -118,12 +114,18 @@ class IntelHost(HostConfig):
         return super().missing()
 
     def kernel_command_line(self) -> str:
-        return f"{super().kernel_command_line()} {KERNEL_ARGUMENTS}"
+        # The time stamp counter counts instructions, whatever CPUID of a model says. A triple fault
+        # is the one way to reboot that this machine can be told to end at. Idle processors halt: at
+        # MONITOR, Bochs flushes the processors' TLBs by the physical address where the linear one
+        # is meant (cpu/mwait.cc), so it may not see a store of another one there, and MWAIT sleeps
+        # on until an interrupt. Of the compact form of XSAVE, CPUID tells the size of the other.
+        return (f"{super().kernel_command_line()} tsc_early_khz={self.instructions_per_s // 1000} "
+                "reboot=triple idle=nomwait clearcpuid=xsavec,xsaves")
 
     def arguments(self, task: Task, temp: Path, console: Path,
                   ports: Mapping[str, int]) -> list[str]:
         lines = BOCHSRC.format(
-            model=self.model, cpus=self.cpus, ips=INSTRUCTIONS_PER_S, bios=BIOS,
+            model=self.model, cpus=self.cpus, ips=self.instructions_per_s, bios=BIOS,
             memory_mib=self.memory_mib, vga_bios=VGA_BIOS, console=console,
             image=self._image(task, temp))
         for name, number in ports.items():
