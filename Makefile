@@ -79,7 +79,7 @@ selftests: kernel ## the kernel's selftests named in tests/hosts/selftests.txt
 ## Test
 
 .PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-e2e test-hosts
-.PHONY: test-hosts-debug test
+.PHONY: test-hosts-debug test-kernel-deb test
 check: deps ## unit tests: no root, no network, under two minutes
 	@scripts/check.sh cmake
 
@@ -111,6 +111,9 @@ test-hosts-debug: all kernel-debug selftests ## the same on the kernel that chec
 	@mkdir -p build/results
 	@KINTSUGI_HOST_KERNEL=build/kernel-debug/bzImage $(PYTEST) -v -n 2 tests/hosts \
 	    --junitxml=build/results/test-hosts-debug.xml $(TESTS)
+
+test-kernel-deb: kernel-deb selftests ## that what kernel-deb packs boots and works
+	@$(PYTEST) -v tests/hosts/kernel_deb.py --junitxml=build/results/test-kernel-deb.xml $(TESTS)
 
 test: deps ## everything; the last line is "N passed, N failed, N skipped"
 	@scripts/test-all
