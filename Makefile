@@ -112,7 +112,7 @@ test-hosts-debug: all kernel-debug selftests ## the same on the kernel that chec
 	@KINTSUGI_HOST_KERNEL=build/kernel-debug/bzImage $(PYTEST) -v -n 2 tests/hosts \
 	    --junitxml=build/results/test-hosts-debug.xml $(TESTS)
 
-test-kernel-deb: kernel-deb selftests ## that what kernel-deb packs boots and works
+test-kernel-deb: all kernel-deb selftests ## that what kernel-deb packs boots and works
 	@$(PYTEST) -v tests/hosts/kernel_deb.py --junitxml=build/results/test-kernel-deb.xml $(TESTS)
 
 test: deps ## everything; the last line is "N passed, N failed, N skipped"

@@ -25,6 +25,7 @@ BUSYBOX = Path("/bin/busybox")
 BIOS = Path("/usr/share/bochs/BIOS-bochs-latest")
 VGA_BIOS = Path("/usr/share/vgabios/vgabios.bin")
 GRUB_MODULES = Path("/usr/lib/grub/i386-pc")
+
 # The processors read MSRs that Bochs lacks at every tick, so errors are not logged.
 BOCHSRC = """\
 cpu: model={model}, count={cpus}, ips={ips}, reset_on_triple_fault=0
