@@ -26,7 +26,7 @@ namespace kintsugi::memserver {
 namespace {
 
 constexpr std::uint64_t kArenaMagic = 0x616e6572414b5347;  // "GSKArena"
-constexpr std::uint32_t kLayoutVersion = 1;
+constexpr std::uint32_t kLayoutVersion = 2;
 
 struct Superblock {
   std::uint64_t magic;
@@ -306,10 +306,10 @@ Result<void> Arena::check_records() const {
   std::uint64_t reserved = 0;
   for (std::uint32_t i = 0; i < max_sessions_; i++) {
     const SessionRecord& r = records_[i];
-    if (r.state == kRecordFree) continue;
+    if (r.state == kRecordFree || r.state == kRecordTombstone) continue;
     if (r.state != kRecordLive || r.capacity_pages > capacity_.value - reserved ||
         r.tag_bytes > max_tag_bytes_ || r.vm_pages == 0 || r.vm_pages > kMaxVmPages ||
-        r.epoch == 0) {
+        r.ownership.state >> 1 == 0) {
       return make_error(EINVAL,
                         "the arena file {} is damaged (session record {}): remove it, which loses "
                         "the pages in it",

@@ -30,6 +30,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "handover/record.h"
 #include "memserver/slot_allocator.h"
 #include "wire/protocol.h"
 
@@ -54,22 +55,27 @@ class ArenaMemory {
 
 // A session as the file keeps it. Plain values: the session's lock guards them.
 struct SessionRecord {
-  std::uint32_t state;  // kRecordFree or kRecordLive; last to be written, first to be cleared
+  std::uint32_t state;  // one of kRecord...; last to be written when a session begins
   std::uint32_t generation;
   wire::SessionId id;
-  std::uint64_t epoch;
+  handover::RecordData ownership;  // of a tombstone: what it says of the session
   std::uint64_t vm_pages;
   std::uint64_t capacity_pages;
+  std::uint64_t last_version;  // the highest ever stored
+  std::uint64_t ended_s;       // CLOCK_BOOTTIME; of a tombstone
   std::uint32_t tag_bytes;
-  std::uint32_t committed;
+  std::uint32_t unused0;
   char name[64];
-  std::uint8_t unused[136];
+  char arbiter[wire::kMaxArbiterBytes];  // empty: this server
+  std::uint8_t unused[88];
 };
-static_assert(sizeof(SessionRecord) == 256);
+static_assert(sizeof(SessionRecord) == 512);
 // Bound on vm_pages: 64 TiB. The page table of such a VM takes 64 GiB of addresses.
 inline constexpr std::uint64_t kMaxVmPages = std::uint64_t{1} << 34;
 inline constexpr std::uint32_t kRecordFree = 0;
 inline constexpr std::uint32_t kRecordLive = 1;
+// The session has ended; what is left tells who asks whether it was ever committed.
+inline constexpr std::uint32_t kRecordTombstone = 2;
 
 struct SlotMeta {
   std::uint64_t page;

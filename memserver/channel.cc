@@ -114,21 +114,16 @@ bool Channel::process_header() {
     fail(first ? "the first frame is not Hello" : "a second Hello");
     return true;
   }
-  if ((header_.flags & wire::kIfUncommitted) != 0 && op != Op::kClaim) {
-    fail("a Claim's flag on another request");
-    return true;
-  }
   if (op == Op::kPut) {
     consume(sizeof(header_));
     begin_put();
     return true;
   }
   // check_header() has bound the payload of every other known op, and unknown ones go no further.
-  const bool known = op >= Op::kHello && op <= Op::kStat;
+  const bool known = op >= Op::kHello && op <= Op::kReclaim;
   if (known && input_bytes() < sizeof(header_) + header_.length) return false;
   count(stats_->requests);
   consume(sizeof(header_));
-  Status status = Status::kOk;
   switch (op) {
     case Op::kHello:
       handle_hello();
@@ -138,28 +133,21 @@ bool Channel::process_header() {
       break;
     case Op::kAttach:
     case Op::kClaim:
+    case Op::kReclaim:
       handle_bind(op);
       break;
+    case Op::kOffer:
     case Op::kCommit:
-      if (!check_bound(&status)) return true;
-      if (status == Status::kOk) status = session_->commit(epoch_);
-      if (status == Status::kOk) {
-        spdlog::info("session {} of VM '{}' is committed in epoch {}", id_text(session_->id()),
-                     session_->name(), epoch_);
-        reply(Status::kOk, epoch_);
-      } else {
-        refuse(status);
-      }
+      handle_ownership(op);
       break;
     case Op::kGet:
       handle_get();
       break;
     case Op::kDiscard: {
-      if (!check_bound(&status)) return true;
+      if (!check_bound()) return true;
       std::uint64_t discarded = 0;
-      if (status == Status::kOk) {
-        status = session_->discard(epoch_, header_.page, header_.count, &discarded);
-      }
+      const Status status =
+          session_->discard(epoch_, header_.page, header_.count, header_.version, &discarded);
       count(stats_->pages_discarded, discarded);
       status == Status::kOk ? reply(status, epoch_) : refuse(status);
       break;
@@ -168,7 +156,7 @@ bool Channel::process_header() {
       handle_drop();
       return true;  // the session may be gone; a Drop has no payload
     case Op::kStat: {
-      if (!check_bound(&status)) return true;
+      if (!check_bound()) return true;
       const BindAnswer answer = session_->stat(epoch_);
       answer.status == Status::kOk ? reply(Status::kOk, answer.epoch, bytes_of(answer.figures))
                                    : refuse(answer.status);
@@ -236,7 +224,7 @@ void Channel::handle_hello() {
 
 void Channel::finish_binding(const BindAnswer& answer, std::shared_ptr<Session> session) {
   if (answer.status != Status::kOk) {
-    refuse(answer.status);
+    refuse(answer.status, answer.status == Status::kStale ? answer.epoch : 0);
     return;
   }
   unbind();
@@ -249,7 +237,7 @@ void Channel::finish_binding(const BindAnswer& answer, std::shared_ptr<Session> 
 void Channel::handle_open() {
   wire::OpenRequest request;
   std::memcpy(&request, input(), sizeof(request));
-  if (session_ && session_->check(epoch_) != Status::kNoSession) {
+  if (session_ && session_->check_read(epoch_) != Status::kGone) {
     fail("Open on a connection that is bound");
     return;
   }
@@ -276,29 +264,49 @@ void Channel::handle_open() {
 void Channel::handle_bind(Op op) {
   wire::BindRequest request;
   std::memcpy(&request, input(), sizeof(request));
-  const bool dead = !session_ || session_->check(epoch_) == Status::kNoSession;
-  // A connection may claim its own session again, and else is bound once.
-  if (!dead && (op != Op::kClaim || session_->id() != request.session)) {
-    fail("a second binding of one connection");
+  const bool dead = !session_ || session_->check_read(epoch_) == Status::kGone;
+  // A connection may be bound anew to its own session, in another epoch say.
+  if (!dead && session_->id() != request.session) {
+    fail("a connection is bound to one session only");
     return;
   }
   std::shared_ptr<Session> session = sessions_->find(request.session);
+  BindAnswer answer;
   if (!session) {
-    refuse(Status::kNoSession);
-    return;
+    answer = sessions_->find_ended(request.session, header_.epoch);
+  } else if (op == Op::kAttach) {
+    answer = session->attach(header_.epoch);
+  } else if (op == Op::kClaim) {
+    answer = session->claim(header_.epoch, request.ticket);
+  } else {
+    answer = session->reclaim(header_.epoch);
   }
-  const BindAnswer answer =
-      op == Op::kAttach
-          ? session->attach(header_.epoch)
-          : session->claim(header_.epoch, (header_.flags & wire::kIfUncommitted) != 0);
-  if (op == Op::kClaim) {
-    spdlog::info("{}: claims session {} of VM '{}': {}", options_.peer, id_text(session->id()),
-                 session->name(),
+  if (op != Op::kAttach && session && header_.epoch != 0) {
+    spdlog::info("{}: {} session {} of VM '{}': {}", options_.peer,
+                 op == Op::kClaim ? "claims" : "reclaims", id_text(session->id()), session->name(),
                  answer.status == Status::kOk ? fmt::format("epoch {}", answer.epoch)
                                               : wire::status_text(answer.status));
   }
-  if (answer.status == Status::kFenced) count(stats_->fenced);
   finish_binding(answer, std::move(session));
+}
+
+void Channel::handle_ownership(Op op) {
+  wire::BindRequest request;
+  if (op == Op::kOffer) std::memcpy(&request, input(), sizeof(request));
+  if (!check_bound()) return;
+  if (op == Op::kOffer && request.session != session_->id()) {
+    fail("an Offer of another session than the connection's");
+    return;
+  }
+  const Status status =
+      op == Op::kOffer ? session_->offer(epoch_, request.ticket) : session_->commit(epoch_);
+  if (status != Status::kOk) {
+    refuse(status);
+    return;
+  }
+  spdlog::info("session {} of VM '{}' is {} in epoch {}", id_text(session_->id()), session_->name(),
+               op == Op::kOffer ? "offered" : "committed", epoch_);
+  reply(Status::kOk, epoch_);
 }
 
 void Channel::unbind() {
@@ -307,7 +315,7 @@ void Channel::unbind() {
   tag_bytes_ = 0;
 }
 
-bool Channel::check_bound(Status* status) {
+bool Channel::check_bound() {
   if (!session_) {
     fail("a request that needs a session, on a connection that is not bound");
     return false;
@@ -324,22 +332,24 @@ bool Channel::check_bound(Status* status) {
     fail("pages beyond the VM's last");
     return false;
   }
-  *status = session_->check(epoch_);
   return true;
 }
 
 void Channel::handle_drop() {
-  Status status = Status::kOk;
-  if (!check_bound(&status)) return;
-  if (status == Status::kOk) status = session_->end(epoch_);
-  if (status != Status::kOk) {
-    refuse(status);
+  if (!check_bound()) return;
+  const Session::Ended ended = session_->end(epoch_);
+  if (ended.status != Status::kOk) {
+    refuse(ended.status);
+    return;
+  }
+  if (!ended.first) {
+    reply(Status::kOk, epoch_);
     return;
   }
   spdlog::info("{}: session {} of VM '{}' dropped", options_.peer, id_text(session_->id()),
                session_->name());
   state_ = State::kWaiting;
-  auto work = [sessions = sessions_, session = session_] { sessions->reclaim(session); };
+  auto work = [sessions = sessions_, session = session_] { sessions->free_ended(session); };
   auto done = [this] {
     state_ = State::kHeader;
     reply(Status::kOk, epoch_);
@@ -357,12 +367,7 @@ void Channel::handle_drop() {
 // ---- Pages --------------------------------------------------------------------------------------
 
 void Channel::handle_get() {
-  Status status = Status::kOk;
-  if (!check_bound(&status)) return;
-  if (status != Status::kOk) {
-    refuse(status);
-    return;
-  }
+  if (!check_bound()) return;
   std::uint8_t* at =
       pending_.room(sizeof(FrameHeader) + session_->get_payload_bound(header_.count));
   const Session::GetAnswer answer =
@@ -406,8 +411,8 @@ std::span<std::uint8_t> Channel::put_target(std::size_t offset, std::size_t limi
 
 void Channel::begin_put() {
   count(stats_->requests);
-  Status status = Status::kOk;
-  if (!check_bound(&status)) return;
+  if (!check_bound()) return;
+  const Status status = session_->check_write(epoch_);
   payload_done_ = 0;
   if (status != Status::kOk) {
     skip_status_ = status;
@@ -477,12 +482,9 @@ void Channel::reply(Status status, std::uint64_t epoch, std::span<const std::uin
   pending_.append(sizeof(head) + payload.size());
 }
 
-void Channel::refuse(Status status) {
-  if (status == Status::kFenced && header_.op != static_cast<std::uint16_t>(Op::kAttach) &&
-      header_.op != static_cast<std::uint16_t>(Op::kClaim)) {
-    count(stats_->fenced);
-  }
-  reply(status);
+void Channel::refuse(Status status, std::uint64_t epoch) {
+  if (status == Status::kFenced) count(stats_->fenced);
+  reply(status, epoch);
 }
 
 void Channel::fail(const std::string& why) {

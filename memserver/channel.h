@@ -97,12 +97,13 @@ class Channel {
   void handle_hello();
   void handle_open();
   void handle_bind(wire::Op op);
+  void handle_ownership(wire::Op op);
   void handle_get();
   void handle_drop();
   void finish_binding(const BindAnswer& answer, std::shared_ptr<Session> session);
-  // The status of a request that must be bound, in its own epoch and within the VM; kBadRequest
+  // False: the request is not of a bound connection, in its epoch and within the VM; kBadRequest
   // has then been answered.
-  bool check_bound(wire::Status* status);
+  bool check_bound();
   void begin_put();
   void finish_put();
   void drop_put();
@@ -119,7 +120,7 @@ class Channel {
 
   void reply(wire::Status status, std::uint64_t epoch = 0,
              std::span<const std::uint8_t> payload = {});
-  void refuse(wire::Status status);
+  void refuse(wire::Status status, std::uint64_t epoch = 0);
   // kBadRequest, and the end of the connection.
   void fail(const std::string& why);
 

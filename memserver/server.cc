@@ -236,7 +236,7 @@ std::string Server::drop(const wire::SessionId& id, bool force) {
         f.committed ? "is committed" : fmt::format("has {} connections", f.connections));
   }
   spdlog::warn("session {} of VM '{}' dropped by the operator", id_text(id), session->name());
-  sessions_->reclaim(session);
+  sessions_->free_ended(session);
   return "";
 }
 

@@ -8,12 +8,19 @@
 #include <atomic>
 #include <bit>
 #include <cstring>
+#include <ctime>
 
 #include "memserver/text.h"
 
 namespace kintsugi::memserver {
 
 using wire::Status;
+
+std::uint64_t boot_time_s() {
+  timespec now{};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return static_cast<std::uint64_t>(now.tv_sec);
+}
 
 LazyArray::LazyArray(std::uint64_t length) : bytes_(length * sizeof(std::uint32_t)) {
   void* at = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
@@ -31,18 +38,26 @@ Session::Session(Arena* arena, std::uint32_t record, TimePoint now)
       id_(arena->record(record).id),
       name_(printable({arena->record(record).name,
                        strnlen(arena->record(record).name, sizeof(SessionRecord::name))})),
+      arbiter_(arena->record(record).arbiter,
+               strnlen(arena->record(record).arbiter, sizeof(SessionRecord::arbiter))),
       vm_pages_(arena->record(record).vm_pages),
       capacity_pages_(arena->record(record).capacity_pages),
       tag_bytes_(arena->record(record).tag_bytes),
-      epoch_(arena->record(record).epoch),
-      committed_(arena->record(record).committed != 0),
+      ownership_(&arena->record(record).ownership),
       last_used_(now),
       table_(vm_pages_),
-      touched_((vm_pages_ / kBlockPages + 1 + 63) / 64) {}
+      touched_((vm_pages_ / kBlockPages + 1 + 63) / 64) {
+  ownership_.recover();
+}
 
-Status Session::check_locked(std::uint64_t epoch) const {
-  if (ended_) return Status::kNoSession;
-  return epoch == epoch_ ? Status::kOk : Status::kFenced;
+Status Session::check_read_locked(std::uint64_t epoch) const {
+  if (ended_) return Status::kGone;
+  return ownership_.may_read(Epoch{epoch}) ? Status::kOk : Status::kFenced;
+}
+
+Status Session::check_write_locked(std::uint64_t epoch) const {
+  if (ended_) return Status::kGone;
+  return ownership_.may_write(Epoch{epoch}) ? Status::kOk : Status::kFenced;
 }
 
 wire::SessionReply Session::figures_locked() const {
@@ -51,35 +66,41 @@ wire::SessionReply Session::figures_locked() const {
   reply.used_pages = used_pages_;
   reply.vm_pages = vm_pages_;
   reply.tag_bytes = tag_bytes_;
-  reply.committed = committed_ ? 1 : 0;
+  reply.committed = ownership_.committed() ? 1 : 0;
+  reply.last_version = arena_->record(record_).last_version;
   return reply;
 }
 
-BindAnswer Session::bound_locked() {
-  connections_++;
-  return {Status::kOk, epoch_, figures_locked()};
+BindAnswer Session::bind_locked(const handover::Answer& answer) {
+  if (answer.status == Status::kOk) connections_++;
+  return {answer.status, answer.epoch.value, figures_locked()};
 }
 
-BindAnswer Session::open() {
+BindAnswer Session::ended_locked(std::uint64_t epoch) const {
+  return {handover::Record::reclaim_tombstone(ownership_.committed_epoch(), Epoch{epoch}).status};
+}
+
+BindAnswer Session::open(const wire::Ticket& ticket) {
   const std::lock_guard lock(mutex_);
-  if (ended_) return {Status::kNoSession};
-  return bound_locked();
+  if (ended_) return {Status::kExists};
+  return bind_locked(ownership_.open(ticket));
 }
 
 BindAnswer Session::attach(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  if (const Status status = check_locked(epoch); status != Status::kOk) return {status};
-  return bound_locked();
+  return bind_locked({check_read_locked(epoch), Epoch{epoch}});
 }
 
-BindAnswer Session::claim(std::uint64_t epoch, bool if_uncommitted) {
+BindAnswer Session::claim(std::uint64_t epoch, const wire::Ticket& ticket) {
   const std::lock_guard lock(mutex_);
-  if (ended_) return {Status::kNoSession};
-  if (if_uncommitted && committed_) return {Status::kCommitted};
-  if (!if_uncommitted && epoch != epoch_) return {Status::kFenced};
-  epoch_++;
-  std::atomic_ref(arena_->record(record_).epoch).store(epoch_, std::memory_order_release);
-  return bound_locked();
+  if (ended_) return {Status::kGone};
+  return bind_locked(ownership_.claim(Epoch{epoch}, ticket));
+}
+
+BindAnswer Session::reclaim(std::uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  if (ended_) return ended_locked(epoch);
+  return bind_locked(ownership_.reclaim(Epoch{epoch}));
 }
 
 void Session::unbind(TimePoint now) {
@@ -88,22 +109,31 @@ void Session::unbind(TimePoint now) {
   last_used_ = now;
 }
 
-Status Session::check(std::uint64_t epoch) {
+Status Session::check_read(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  return check_locked(epoch);
+  return check_read_locked(epoch);
+}
+
+Status Session::check_write(std::uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  return check_write_locked(epoch);
 }
 
 BindAnswer Session::stat(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  return {check_locked(epoch), epoch_, figures_locked()};
+  return {check_read_locked(epoch), epoch, figures_locked()};
+}
+
+Status Session::offer(std::uint64_t epoch, const wire::Ticket& ticket) {
+  const std::lock_guard lock(mutex_);
+  if (ended_) return Status::kGone;
+  return ownership_.offer(Epoch{epoch}, ticket).status;
 }
 
 Status Session::commit(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  if (const Status status = check_locked(epoch); status != Status::kOk) return status;
-  committed_ = true;
-  std::atomic_ref(arena_->record(record_).committed).store(1, std::memory_order_release);
-  return Status::kOk;
+  if (ended_) return Status::kGone;
+  return ownership_.commit(Epoch{epoch}).status;
 }
 
 SlotIndex Session::store_locked(std::uint64_t page, std::uint64_t version, SlotIndex slot) {
@@ -127,13 +157,15 @@ SlotIndex Session::store_locked(std::uint64_t page, std::uint64_t version, SlotI
 Session::Published Session::publish(std::uint64_t epoch, wire::PutPages pages,
                                     std::uint64_t version, std::span<SlotIndex> slots) {
   const std::lock_guard lock(mutex_);
-  if (const Status status = check_locked(epoch); status != Status::kOk) {
+  if (const Status status = check_write_locked(epoch); status != Status::kOk) {
     return {status, slots.size()};
   }
   std::uint64_t fresh = 0;
   wire::PutPages ahead = pages;
   for (std::size_t i = 0; i < slots.size(); i++) fresh += table_[ahead.next()] == 0 ? 1 : 0;
   if (fresh > capacity_pages_ - used_pages_) return {Status::kFull, slots.size()};
+  std::uint64_t& last_version = arena_->record(record_).last_version;
+  last_version = std::max(last_version, version);
   std::size_t unused = 0;
   for (std::size_t i = 0; i < slots.size(); i++) {
     const SlotIndex freed = store_locked(pages.next(), version, slots[i]);
@@ -174,7 +206,7 @@ Session::GetAnswer Session::get(std::uint64_t epoch, std::uint64_t page, std::ui
   std::size_t tags_bytes = 0;
   for (std::uint32_t i = 0; i < count;) {
     const std::lock_guard lock(mutex_);
-    if (const Status status = check_locked(epoch); status != Status::kOk) return {status};
+    if (const Status status = check_read_locked(epoch); status != Status::kOk) return {status};
     const std::uint32_t end = std::min(count, i + kPagesPerHold);
     for (; i < end; i++) {
       const std::uint32_t entry = table_[page + i];
@@ -210,7 +242,7 @@ std::uint64_t Session::skip_untouched(std::uint64_t page, std::uint64_t end) con
 }
 
 Status Session::discard(std::uint64_t epoch, std::uint64_t page, std::uint64_t count,
-                        std::uint64_t* discarded) {
+                        std::uint64_t version, std::uint64_t* discarded) {
   constexpr std::uint64_t kEntriesPerHold = 8192;
   std::array<SlotIndex, wire::kMaxPagesPerFrame> freed;
   const std::uint64_t end = page + count;
@@ -219,12 +251,12 @@ Status Session::discard(std::uint64_t epoch, std::uint64_t page, std::uint64_t c
     Status status = Status::kOk;
     {
       const std::lock_guard lock(mutex_);
-      status = check_locked(epoch);
+      status = check_write_locked(epoch);
       const std::uint64_t from = skip_untouched(page, end);
       const std::uint64_t to = std::min(end, from + kEntriesPerHold);
       for (page = from; status == Status::kOk && page < to && n < freed.size(); page++) {
         std::uint32_t& entry = table_[page];
-        if (entry == 0) continue;
+        if (entry == 0 || arena_->version(entry - 1) > version) continue;
         freed[n++] = entry - 1;
         arena_->retire(entry - 1);
         entry = 0;
@@ -235,40 +267,60 @@ Status Session::discard(std::uint64_t epoch, std::uint64_t page, std::uint64_t c
     *discarded += n;
     if (status != Status::kOk) return status;
   }
-  return check(epoch);
+  return check_write(epoch);
 }
 
 void Session::end_locked() {
   ended_ = true;
-  // One store ends it: slots of a free record belong to nobody.
-  std::atomic_ref(arena_->record(record_).state).store(kRecordFree, std::memory_order_release);
+  SessionRecord& record = arena_->record(record_);
+  record.ended_s = boot_time_s();
+  // One store ends it: slots of a record that is not live belong to nobody.
+  std::atomic_ref(record.state).store(kRecordTombstone, std::memory_order_release);
 }
 
-Status Session::end(std::uint64_t epoch) {
+Session::Ended Session::end(std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  if (const Status status = check_locked(epoch); status != Status::kOk) return status;
+  if (ended_) return {Status::kOk, false};
+  if (const Status status = check_write_locked(epoch); status != Status::kOk) {
+    return {status, false};
+  }
   end_locked();
-  return Status::kOk;
+  return {Status::kOk, true};
 }
 
 bool Session::end_by_operator(bool force) {
   const std::lock_guard lock(mutex_);
-  if (ended_ || (!force && (committed_ || connections_ > 0))) return false;
+  if (ended_ || (!force && (ownership_.committed() || connections_ > 0))) return false;
   end_locked();
   return true;
 }
 
-bool Session::end_if_orphan(TimePoint limit) {
+handover::Record::Age Session::orphan_locked(TimePoint limit) const {
+  if (ended_ || connections_ > 0 || last_used_ > limit) return handover::Record::Age::kNever;
+  return ownership_.age(arbiter_.empty());
+}
+
+handover::Record::Age Session::orphan(TimePoint limit) {
   const std::lock_guard lock(mutex_);
-  if (ended_ || committed_ || connections_ > 0 || last_used_ > limit) return false;
+  return orphan_locked(limit);
+}
+
+void Session::postpone(TimePoint now) {
+  const std::lock_guard lock(mutex_);
+  last_used_ = now;
+}
+
+bool Session::end_if_orphan(TimePoint limit, handover::Record::Age age) {
+  const std::lock_guard lock(mutex_);
+  if (age == handover::Record::Age::kNever || orphan_locked(limit) != age) return false;
   end_locked();
   return true;
 }
 
 void Session::free_slots() {
   {
-    // Whoever saw the session alive has let go of the lock; from here on check_locked() keeps
-    // everyone away from the table, and nobody waits for us.
+    // Whoever saw the session alive has let go of the lock; from here on the checks keep everyone
+    // away from the table, and nobody waits for us.
     const std::lock_guard lock(mutex_);
     used_pages_ = 0;
   }
@@ -302,7 +354,7 @@ SlotIndex Session::adopt(SlotIndex slot, const SlotMeta& meta) {
 
 Session::Figures Session::figures() {
   const std::lock_guard lock(mutex_);
-  return {epoch_, used_pages_, connections_, committed_, ended_};
+  return {ownership_.epoch().value, used_pages_, connections_, ownership_.committed(), ended_};
 }
 
 }  // namespace kintsugi::memserver

@@ -2,10 +2,11 @@
 // One VM's memory on this server: which slot holds which page, who may speak for it, how much it
 // may hold.
 //
-// Fencing. Every request carries the epoch of its connection's binding, and is checked under the
-// session's lock at the instant it takes effect. A Put therefore never touches a slot that the
-// session names: its payload goes to free slots while nobody looks, and publish() makes them the
-// session's, or refuses because a Claim came in between. The same lock makes a Get's copy whole.
+// Ownership. Every request carries the epoch of its connection's binding, and is checked by the
+// rules of handover/record.h under the session's lock at the instant it takes effect. A Put
+// therefore never touches a slot that the session names: its payload goes to free slots while
+// nobody looks, and publish() makes them the session's, or refuses because a Claim came in between.
+// The same lock makes a Get's copy whole.
 //
 // Thread-safe. Sessions are shared: the table holds one reference, each bound connection another.
 #pragma once
@@ -18,12 +19,17 @@
 #include <string>
 #include <vector>
 
+#include "handover/record.h"
 #include "memserver/arena.h"
 #include "wire/protocol.h"
 
 namespace kintsugi::memserver {
 
 using TimePoint = std::chrono::steady_clock::time_point;
+
+// Seconds since the machine booted, suspension included: what tombstones are dated by, as the arena
+// outlives the process but not the boot.
+[[nodiscard]] std::uint64_t boot_time_s();
 
 // An array of u32 that begins as zeros and takes memory only where it is written.
 class LazyArray {
@@ -54,18 +60,20 @@ class Session {
   // False when there are no addresses for its page table.
   [[nodiscard]] bool ok() const { return table_.ok(); }
 
-  // Binding: counts one more connection when the status is kOk. Attach wants the current epoch;
-  // claim raises it.
-  BindAnswer open();
+  // Binding: counts one more connection when the status is kOk.
+  BindAnswer open(const wire::Ticket& ticket);
   BindAnswer attach(std::uint64_t epoch);
-  BindAnswer claim(std::uint64_t epoch, bool if_uncommitted);
+  BindAnswer claim(std::uint64_t epoch, const wire::Ticket& ticket);
+  BindAnswer reclaim(std::uint64_t epoch);
   // A bound connection has closed.
   void unbind(TimePoint now);
 
-  // kOk, or why a request in this epoch gets nothing.
-  [[nodiscard]] wire::Status check(std::uint64_t epoch);
+  // kOk, or why a request in this epoch gets nothing: one that reads, one that writes.
+  [[nodiscard]] wire::Status check_read(std::uint64_t epoch);
+  [[nodiscard]] wire::Status check_write(std::uint64_t epoch);
   // What Stat answers.
   BindAnswer stat(std::uint64_t epoch);
+  wire::Status offer(std::uint64_t epoch, const wire::Ticket& ticket);
   wire::Status commit(std::uint64_t epoch);
 
   // `pages`, slots.size() of them and within vm_pages, become what the slots hold. Afterwards the
@@ -93,18 +101,27 @@ class Session {
   [[nodiscard]] std::size_t get_payload_bound(std::uint32_t count) const {
     return wire::get_bitmap_bytes(count) + std::size_t{count} * (kPageSize + tag_bytes_);
   }
-  // `discarded` gets the number of pages that were there.
+  // Forgets pages whose version is at most `version`; `discarded` gets their number.
   wire::Status discard(std::uint64_t epoch, std::uint64_t page, std::uint64_t count,
-                       std::uint64_t* discarded);
+                       std::uint64_t version, std::uint64_t* discarded);
 
-  // Ends the session: nothing is answered but kNoSession from here on, and the record is free.
-  // The slots are still held: free_slots() gives them back, once, on any thread.
-  wire::Status end(std::uint64_t epoch);
+  // Ends the session: nothing is answered but kGone or kCommitted from here on, and the record is a
+  // tombstone. The slots are still held: free_slots() gives them back, once, on any thread.
+  struct Ended {
+    wire::Status status;
+    bool first;  // else it had ended before, and somebody else frees the slots
+  };
+  Ended end(std::uint64_t epoch);
   // For the operator. Without `force` only a session that no connection holds and nobody has
   // committed. False: refused, or ended already.
   bool end_by_operator(bool force);
-  // If it is uncommitted and had no connection since before `limit`.
-  bool end_if_orphan(TimePoint limit);
+  // Whether it has had no connection since before `limit`, and may then die of that: by itself, or
+  // after the arbiter was asked.
+  [[nodiscard]] handover::Record::Age orphan(TimePoint limit);
+  // Not before the time-out has passed again.
+  void postpone(TimePoint now);
+  // Ends it if orphan() still says `age`.
+  bool end_if_orphan(TimePoint limit, handover::Record::Age age);
   void free_slots();
 
   // Recovery: the slot that must go when `slot` is to hold its page, kNoSlot when none must.
@@ -112,6 +129,8 @@ class Session {
 
   [[nodiscard]] const wire::SessionId& id() const { return id_; }
   [[nodiscard]] const std::string& name() const { return name_; }
+  // URI of the server that decides who owns the VM; empty: this one.
+  [[nodiscard]] const std::string& arbiter() const { return arbiter_; }
   [[nodiscard]] std::uint64_t vm_pages() const { return vm_pages_; }
   [[nodiscard]] std::uint64_t capacity_pages() const { return capacity_pages_; }
   [[nodiscard]] std::uint32_t tag_bytes() const { return tag_bytes_; }
@@ -131,8 +150,12 @@ class Session {
   // Page table entries that share one bit of touched_.
   static constexpr std::uint64_t kBlockPages = 1024;
 
-  [[nodiscard]] wire::Status check_locked(std::uint64_t epoch) const;
-  BindAnswer bound_locked();
+  [[nodiscard]] wire::Status check_read_locked(std::uint64_t epoch) const;
+  [[nodiscard]] wire::Status check_write_locked(std::uint64_t epoch) const;
+  // What a Claim or Reclaim, a binding request, is answered.
+  BindAnswer bind_locked(const handover::Answer& answer);
+  BindAnswer ended_locked(std::uint64_t epoch) const;
+  [[nodiscard]] handover::Record::Age orphan_locked(TimePoint limit) const;
   [[nodiscard]] wire::SessionReply figures_locked() const;
   void end_locked();
   // Makes `slot` hold `page`; returns the slot that is unused now, kNoSlot when none is.
@@ -144,13 +167,13 @@ class Session {
   const std::uint32_t record_;
   const wire::SessionId id_;
   const std::string name_;
+  const std::string arbiter_;
   const std::uint64_t vm_pages_;
   const std::uint64_t capacity_pages_;
   const std::uint32_t tag_bytes_;
 
   std::mutex mutex_;
-  std::uint64_t epoch_;  // as in the record
-  bool committed_;
+  handover::Record ownership_;
   bool ended_ = false;
   std::uint64_t used_pages_ = 0;
   std::uint32_t connections_ = 0;

@@ -8,20 +8,36 @@
 #include <cstring>
 
 #include "memserver/text.h"
+#include "wire/connection.h"
+#include "wire/uri.h"
 
 namespace kintsugi::memserver {
 
 using wire::Status;
 
-Sessions::Sessions(Arena* arena, const SessionLimits& limits, Clock clock)
+Result<handover::Answer> ask_arbiter(const std::string& uri, const wire::SessionId& session) {
+  const Result<wire::Uri> parsed = wire::parse_uri(uri);
+  if (!parsed) return parsed.error();
+  constexpr std::chrono::milliseconds kPatience{2000};  // others wait behind this
+  Result<std::unique_ptr<wire::Connection>> arbiter =
+      wire::Connection::connect(*parsed, {kPatience, kPatience, nullptr});
+  if (!arbiter) return arbiter.error();
+  const Result<wire::OwnershipInfo> answer =
+      (*arbiter)->ask_ownership(wire::Op::kReclaim, session, Epoch{}, {});
+  if (!answer) return answer.error();
+  return handover::Answer{answer->status, answer->epoch};
+}
+
+Sessions::Sessions(Arena* arena, const SessionLimits& limits, Clock clock, AskArbiter ask)
     : arena_(arena),
       limits_(limits),
       clock_(std::move(clock)),
+      ask_(std::move(ask)),
       record_in_use_(arena->max_sessions()) {}
 
 Result<std::unique_ptr<Sessions>> Sessions::create(Arena* arena, const SessionLimits& limits,
-                                                   Clock clock) {
-  std::unique_ptr<Sessions> sessions(new Sessions(arena, limits, std::move(clock)));
+                                                   Clock clock, AskArbiter ask) {
+  std::unique_ptr<Sessions> sessions(new Sessions(arena, limits, std::move(clock), std::move(ask)));
   if (Result<void> recovered = sessions->recover(); !recovered) return recovered.error();
   return sessions;
 }
@@ -29,6 +45,7 @@ Result<std::unique_ptr<Sessions>> Sessions::create(Arena* arena, const SessionLi
 Result<void> Sessions::recover() {
   std::vector<Session*> by_record(arena_->max_sessions());
   for (std::uint32_t i = 0; i < arena_->max_sessions(); i++) {
+    if (arena_->record(i).state == kRecordTombstone) tombstones_[arena_->record(i).id] = i;
     if (arena_->record(i).state != kRecordLive) continue;
     auto session = std::make_shared<Session>(arena_, i, clock_());
     if (!session->ok()) {
@@ -57,35 +74,54 @@ Sessions::Opened Sessions::open(const wire::OpenRequest& request) {
     return {{Status::kBadRequest}, nullptr};
   }
   const std::lock_guard lock(mutex_);
-  if (sessions_.contains(request.session)) return {{Status::kExists}, nullptr};
+  if (const auto at = sessions_.find(request.session); at != sessions_.end()) {
+    return {at->second->open(request.ticket), at->second};
+  }
+  if (tombstones_.contains(request.session)) return {{Status::kExists}, nullptr};
   if (request.capacity_pages > limits_.quota.value) return {{Status::kQuota}, nullptr};
   if (request.capacity_pages > arena_->capacity().value - reserved_pages_) {
     return {{Status::kFull}, nullptr};
   }
-  const auto free_record = std::find(record_in_use_.begin(), record_in_use_.end(), false);
-  if (free_record == record_in_use_.end()) return {{Status::kTooMany}, nullptr};
-  const auto index = static_cast<std::uint32_t>(free_record - record_in_use_.begin());
-  SessionRecord& record = arena_->record(index);
+  const std::optional<std::uint32_t> index = take_record_locked();
+  if (!index) return {{Status::kTooMany}, nullptr};
+  SessionRecord& record = arena_->record(*index);
   record.generation++;
   record.id = request.session;
-  record.epoch = 1;
+  handover::Record(&record.ownership).begin(request.ticket);
   record.vm_pages = request.vm_pages;
   record.capacity_pages = request.capacity_pages;
   record.tag_bytes = request.tag_bytes;
-  record.committed = 0;
+  record.last_version = 0;
   std::memcpy(record.name, request.name, sizeof(record.name));
   record.name[sizeof(record.name) - 1] = '\0';
-  auto session = std::make_shared<Session>(arena_, index, clock_());
+  std::memcpy(record.arbiter, request.arbiter, sizeof(record.arbiter));
+  record.arbiter[sizeof(record.arbiter) - 1] = '\0';
+  auto session = std::make_shared<Session>(arena_, *index, clock_());
   if (!session->ok()) {
     spdlog::error("no addresses for the page table of a VM of {}",
                   size_text(to_bytes(PageCount{request.vm_pages})));
     return {{Status::kInternal}, nullptr};
   }
   std::atomic_ref(record.state).store(kRecordLive, std::memory_order_release);
-  record_in_use_[index] = true;
+  record_in_use_[*index] = true;
   reserved_pages_ += request.capacity_pages;
   sessions_[request.session] = session;
-  return {session->open(), session};
+  return {session->open(request.ticket), session};
+}
+
+std::optional<std::uint32_t> Sessions::take_record_locked() {
+  std::optional<std::uint32_t> oldest;
+  for (std::uint32_t i = 0; i < record_in_use_.size(); i++) {
+    if (record_in_use_[i]) continue;
+    const SessionRecord& record = arena_->record(i);
+    if (record.state == kRecordFree) return i;
+    if (!oldest || record.ended_s < arena_->record(*oldest).ended_s) oldest = i;
+  }
+  if (oldest) {
+    tombstones_.erase(arena_->record(*oldest).id);
+    std::atomic_ref(arena_->record(*oldest).state).store(kRecordFree, std::memory_order_release);
+  }
+  return oldest;
 }
 
 std::shared_ptr<Session> Sessions::find(const wire::SessionId& id) {
@@ -94,32 +130,68 @@ std::shared_ptr<Session> Sessions::find(const wire::SessionId& id) {
   return at == sessions_.end() ? nullptr : at->second;
 }
 
-void Sessions::reclaim(const std::shared_ptr<Session>& session) {
+BindAnswer Sessions::find_ended(const wire::SessionId& id, std::uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  const auto at = tombstones_.find(id);
+  if (at == tombstones_.end()) return {Status::kNoSession};
+  const Epoch committed{arena_->record(at->second).ownership.committed_epoch};
+  return {handover::Record::reclaim_tombstone(committed, Epoch{epoch}).status};
+}
+
+void Sessions::free_ended(const std::shared_ptr<Session>& session) {
   session->free_slots();
   arena_->trim();
   const std::lock_guard lock(mutex_);
   reserved_pages_ -= session->capacity_pages();
   record_in_use_[session->record()] = false;
-  if (const auto at = sessions_.find(session->id());
-      at != sessions_.end() && at->second == session) {
-    sessions_.erase(at);
-  }
+  tombstones_[session->id()] = session->record();
+  sessions_.erase(session->id());
+}
+
+// A session that a destination has claimed may belong to a running VM, whose host cannot reach us:
+// the arbiter knows. What it once had and ended with nobody having committed, nobody can commit.
+bool Sessions::arbiter_has_ended(const Session& session) {
+  const Result<handover::Answer> answer = ask_(session.arbiter(), session.id());
+  if (answer) return answer->status == Status::kGone;
+  spdlog::info("session {} of VM '{}' may have been left behind, and its arbiter cannot tell: {}",
+               id_text(session.id()), session.name(), answer.error().message);
+  return false;
 }
 
 std::size_t Sessions::expire() {
+  using Age = handover::Record::Age;
   const TimePoint limit = clock_() - limits_.orphan_timeout;
   std::size_t ended = 0;
   for (const std::shared_ptr<Session>& session : list()) {
-    if (!session->end_if_orphan(limit)) continue;
+    const Age age = session->orphan(limit);
+    if (age == Age::kNever) continue;
+    if (age == Age::kAskArbiter && !arbiter_has_ended(*session)) {
+      session->postpone(clock_());
+      continue;
+    }
+    if (!session->end_if_orphan(limit, age)) continue;
     spdlog::warn(
         "session {} of VM '{}' was never committed and has had no connection for {} s: "
         "dropped",
         id_text(session->id()), session->name(),
         std::chrono::duration_cast<std::chrono::seconds>(limits_.orphan_timeout).count());
-    reclaim(session);
+    free_ended(session);
     ended++;
   }
+  forget_tombstones();
   return ended;
+}
+
+void Sessions::forget_tombstones() {
+  const std::uint64_t now_s = boot_time_s();
+  const auto timeout_s = static_cast<std::uint64_t>(limits_.tombstone_timeout.count());
+  const std::lock_guard lock(mutex_);
+  std::erase_if(tombstones_, [&](const auto& tombstone) {
+    SessionRecord& record = arena_->record(tombstone.second);
+    if (now_s < record.ended_s + timeout_s) return false;
+    std::atomic_ref(record.state).store(kRecordFree, std::memory_order_release);
+    return true;
+  });
 }
 
 std::vector<std::shared_ptr<Session>> Sessions::list() {

@@ -21,14 +21,24 @@ using Clock = std::function<TimePoint()>;
 struct SessionLimits {
   PageCount quota{UINT64_MAX};  // that one VM may reserve
   std::chrono::milliseconds orphan_timeout{std::chrono::seconds(120)};
+  // For so long it is remembered whether an ended session was ever committed; less if new sessions
+  // need the records.
+  std::chrono::seconds tombstone_timeout{std::chrono::hours(24)};
 };
+
+// Asks another server what it has of a session: the answer to a Reclaim in epoch 0, which changes
+// nothing. Errors: it could not be asked. Blocks.
+using AskArbiter =
+    std::function<Result<handover::Answer>(const std::string& uri, const wire::SessionId& session)>;
+[[nodiscard]] Result<handover::Answer> ask_arbiter(const std::string& uri,
+                                                   const wire::SessionId& session);
 
 class Sessions {
  public:
   // Takes over what the arena's file holds. The arena outlives the sessions.
   [[nodiscard]] static Result<std::unique_ptr<Sessions>> create(
       Arena* arena, const SessionLimits& limits,
-      Clock clock = [] { return std::chrono::steady_clock::now(); });
+      Clock clock = [] { return std::chrono::steady_clock::now(); }, AskArbiter ask = &ask_arbiter);
 
   struct Opened {
     BindAnswer answer;
@@ -38,10 +48,13 @@ class Sessions {
   Opened open(const wire::OpenRequest& request);
   // Null when there is none.
   [[nodiscard]] std::shared_ptr<Session> find(const wire::SessionId& id);
+  // What a Reclaim, or anything else that binds, is answered where find() found nothing.
+  [[nodiscard]] BindAnswer find_ended(const wire::SessionId& id, std::uint64_t epoch);
   // Gives back all that an ended session holds: slots, memory, reservation. Once per session; can
   // take seconds for a big one.
-  void reclaim(const std::shared_ptr<Session>& session);
-  // Ends and reclaims orphans: see SessionLimits. Returns how many.
+  void free_ended(const std::shared_ptr<Session>& session);
+  // Ends and frees orphans, and forgets old tombstones: see SessionLimits. Asks arbiters, so it may
+  // block. Returns how many sessions ended.
   std::size_t expire();
 
   [[nodiscard]] std::vector<std::shared_ptr<Session>> list();
@@ -52,15 +65,21 @@ class Sessions {
   [[nodiscard]] const SessionLimits& limits() const { return limits_; }
 
  private:
-  Sessions(Arena* arena, const SessionLimits& limits, Clock clock);
+  Sessions(Arena* arena, const SessionLimits& limits, Clock clock, AskArbiter ask);
   Result<void> recover();
+  // A record for a new session: a free one, else the oldest tombstone's.
+  [[nodiscard]] std::optional<std::uint32_t> take_record_locked();
+  void forget_tombstones();
+  [[nodiscard]] bool arbiter_has_ended(const Session& session);
 
   Arena* const arena_;
   const SessionLimits limits_;
   const Clock clock_;
+  const AskArbiter ask_;
   std::mutex mutex_;
   std::map<wire::SessionId, std::shared_ptr<Session>> sessions_;
-  std::vector<bool> record_in_use_;  // until reclaimed
+  std::vector<bool> record_in_use_;                      // until freed; not by tombstones
+  std::map<wire::SessionId, std::uint32_t> tombstones_;  // their records
   std::uint64_t reserved_pages_ = 0;
 };
 

@@ -32,10 +32,21 @@ PageOutMethod to_method(KsPageOut method) {
   }
 }
 
+KsServerState to_state(LinkState state) {
+  switch (state) {
+    case LinkState::kLost:
+      return KS_SERVER_LOST;
+    case LinkState::kPagesLost:
+      return KS_SERVER_PAGES_LOST;
+    default:
+      return KS_SERVER_CONNECTED;
+  }
+}
+
 std::function<void(const ServerEvent&)> to_callback(const KsPagerConfig& config) {
   return [callback = config.on_server_event, opaque = config.opaque](const ServerEvent& event) {
     if (callback == nullptr) return;
-    const KsServerEvent c_event{event.uri.c_str(), event.lost, event.error.c_str()};
+    const KsServerEvent c_event{event.uri.c_str(), to_state(event.state), event.error.c_str()};
     callback(opaque, &c_event);
   };
 }
@@ -70,6 +81,7 @@ Result<std::unique_ptr<KsPager>> make_pager(std::span<const std::uint8_t> plan,
 
   PagerConfig config;
   config.session = pager->handover.session;
+  config.ticket = pager->handover.ticket;
   for (const HandoverServer& server : pager->handover.servers) {
     Result<wire::Uri> uri = wire::parse_uri(server.uri);
     if (!uri) return uri.error();
@@ -107,9 +119,8 @@ KsPager* ks_pager_new(const void* plan, size_t bytes, const KsPagerConfig* confi
   });
 }
 
-int ks_pager_check_servers(const KsPager* pager, KsError* err) {
-  return guarded(err, -EIO,
-                 [&] { return report(check_servers(pager->handover, pager->io_timeout), err); });
+int ks_pager_connect(KsPager* pager, KsError* err) {
+  return guarded(err, -EIO, [&] { return report(pager->pager->connect(), err); });
 }
 
 uint32_t ks_pager_chunk_pages(const KsPager* pager) {
@@ -149,6 +160,14 @@ int ks_pager_start(KsPager* pager, KsError* err) {
 int ks_pager_commit(KsPager* pager, KsError* err) {
   return guarded(err, -EIO, [&] { return report(pager->pager->commit(), err); });
 }
+
+int ks_pager_discard_remote(KsPager* pager, KsError* err) {
+  return guarded(err, -EIO, [&] { return report(pager->pager->discard_remote(), err); });
+}
+
+bool ks_pager_give_up(KsPager* pager) { return pager->pager->give_up(); }
+
+void ks_pager_cancel(KsPager* pager) { pager->pager->cancel(); }
 
 KsHistory* ks_pager_history(KsPager* pager) { return &pager->history; }
 
@@ -192,6 +211,7 @@ void ks_pager_server(const KsPager* pager, unsigned server, KsPagerServer* out) 
     const PagerServerStats& figures = stats.servers[server];
     copy_text(out->uri, sizeof(out->uri), figures.uri);
     out->connected = figures.connected;
+    out->pages_lost = figures.pages_lost;
     copy_text(out->error, sizeof(out->error), figures.error);
     out->capacity_pages = figures.capacity_pages;
     out->pages = figures.pages;

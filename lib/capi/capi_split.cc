@@ -181,9 +181,15 @@ int ks_split_diagnose(const KsSplit* split, KsError* err) {
 
 void ks_split_cancel(KsSplit* split) { split->source->cancel(); }
 
-int ks_split_reclaim(KsSplit* split, KsError* err) {
-  return guarded(err, -EIO, [&] { return report(split->source->reclaim(), err); });
+int ks_split_end(KsSplit* split, KsError* err) {
+  return guarded(err, -EIO, [&] { return report(split->source->end(), err); });
 }
+
+int ks_split_settle(KsSplit* split, KsError* err) {
+  return guarded(err, -EIO, [&] { return report(split->source->settle(), err); });
+}
+
+void ks_split_given_up(KsSplit* split) { split->source->given_up(); }
 
 void ks_split_free(KsSplit* split, bool drop_sessions) {
   guarded(nullptr, 0, [&] {

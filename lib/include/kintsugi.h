@@ -153,14 +153,22 @@ int ks_split_diagnose(const KsSplit *split, KsError *err);
  */
 void ks_split_cancel(KsSplit *split);
 /*
- * The migration failed or was cancelled, perhaps while the destination was taking over: asks the
- * arbiter (the first sub-host) whether the destination committed, and fences it if not.
+ * After ks_split_flush(), with the VM stopped: the end of the stream is about to be sent, from which
+ * on the VM may be the destination's. On failure it must not be sent. The thread that sends.
+ */
+int ks_split_end(KsSplit *split, KsError *err);
+/*
+ * The stream broke, or the migration was cancelled, after ks_split_end(), so that the destination
+ * may be taking over: asks the arbiter (the first sub-host), once.
  *  0            this side may run the VM; the destination no longer can
  *  -EALREADY    the destination committed: this side must never run the VM again
- *  otherwise    the arbiter cannot be asked: not known, so do not run
- * Blocks up to the time-outs.
+ *  otherwise    not known: do not run, ask again. -ENOENT: the arbiter knows no such session any
+ *               more, so it may never be known
+ * Blocks up to the time-outs. One thread at a time.
  */
-int ks_split_reclaim(KsSplit *split, KsError *err);
+int ks_split_settle(KsSplit *split, KsError *err);
+/* The destination has said that it will never run the VM. Any thread. */
+void ks_split_given_up(KsSplit *split);
 /*
  * Ends the job. @drop_sessions: free everything on the servers (best effort, bounded by the
  * time-outs); false after a handover.
@@ -176,10 +184,16 @@ typedef enum KsPageOut {
     KS_PAGE_OUT_PAGEOUT = 3,       /* UFFDIO_PAGEOUT of linux-patches/ */
 } KsPageOut;
 
+typedef enum KsServerState {
+    KS_SERVER_CONNECTED = 0, /* it is back */
+    KS_SERVER_LOST = 1,
+    KS_SERVER_PAGES_LOST = 2, /* it answers, and has not what it acknowledged */
+} KsServerState;
+
 typedef struct KsServerEvent {
     const char *uri;
-    bool lost;         /* else it is back */
-    const char *error; /* why it is lost; "" when back */
+    KsServerState state;
+    const char *error; /* why; "" when back */
 } KsServerEvent;
 
 typedef struct KsPagerConfig {
@@ -196,10 +210,10 @@ typedef struct KsPager KsPager;
 /* From what ks_split_encode_plan() wrote; nothing in @plan is trusted. */
 KsPager *ks_pager_new(const void *plan, size_t bytes, const KsPagerConfig *config, KsError *err);
 /*
- * Whether this host reaches all servers and finds the sessions there; before the source has sent
- * much. Blocks for up to the io time-out, twice.
+ * Connects to all servers and looks whether the sessions are there: once, before the source sends
+ * much, because later the VM is stopped. Blocks for up to the connect and io time-outs.
  */
-int ks_pager_check_servers(const KsPager *pager, KsError *err);
+int ks_pager_connect(KsPager *pager, KsError *err);
 uint32_t ks_pager_chunk_pages(const KsPager *pager);
 KsPolicy ks_pager_policy(const KsPager *pager);
 /* Private anonymous memory of 4 KiB pages at @host; before ks_pager_claim(). */
@@ -213,8 +227,24 @@ int ks_pager_apply_changes(KsPager *pager, const void *data, size_t bytes, KsErr
  * touched. Blocks up to the time-outs.
  */
 int ks_pager_start(KsPager *pager, KsError *err);
-/* This host owns the VM from here on: only then may vCPUs run. -EALREADY/-ESTALE: never run. */
+/*
+ * This host owns the VM from here on: only then may vCPUs run. Asks the arbiter until it answers,
+ * however long that takes, or until ks_pager_cancel(). -ECANCELED: not known; otherwise refused:
+ * never run.
+ */
 int ks_pager_commit(KsPager *pager, KsError *err);
+/*
+ * Whether the source may be told that this host will never run the VM. False while a Commit is
+ * unanswered. Any thread.
+ */
+bool ks_pager_give_up(KsPager *pager);
+/* Ends calls that wait for a server with -ECANCELED. Any thread. */
+void ks_pager_cancel(KsPager *pager);
+/*
+ * Between ks_pager_add_region() and ks_pager_start() something else than the migration stream has
+ * written to the memory, a reset say: frees what is remote again.
+ */
+int ks_pager_discard_remote(KsPager *pager, KsError *err);
 /* The history that the pager evicts by; to be fed by the access tracker. Lives with the pager. */
 KsHistory *ks_pager_history(KsPager *pager);
 
@@ -235,6 +265,7 @@ typedef struct KsPagerStats {
 typedef struct KsPagerServer {
     char uri[256];
     bool connected;
+    bool pages_lost; /* it answers, and has not what it acknowledged */
     char error[256]; /* when not connected */
     uint64_t capacity_pages, pages;
     uint64_t page_ins, page_outs, bytes_in, bytes_out, reconnects;

@@ -13,6 +13,7 @@
 #include "pager/doorbell.h"
 #include "pager/latency.h"
 #include "pager/location_map.h"
+#include "pager/ownership.h"
 #include "pager/pager.h"
 #include "pager/recent_chunks.h"
 #include "pager/regions.h"
@@ -70,11 +71,18 @@ struct EvictCounters {
   LatencyHistogram page_out;
 };
 
+[[nodiscard]] inline std::vector<Epoch> epochs_of(const PagerConfig& config) {
+  std::vector<Epoch> epochs;
+  for (const PagerServerConfig& server : config.servers) epochs.push_back(server.epoch);
+  return epochs;
+}
+
 struct PagerCore {
   PagerCore(PagerConfig config_in, LocationMap map_in, SplitPlan plan_in)
       : config(std::move(config_in)),
         map(std::move(map_in)),
         plan(std::move(plan_in)),
+        ownership(config.ticket, epochs_of(config)),
         per_server(config.servers.size()) {}
 
   PagerConfig config;
@@ -88,17 +96,21 @@ struct PagerCore {
   // See PageOutSupport::move_takes_zero_page.
   bool zero_by_copy = false;
 
+  Ownership ownership;
   std::vector<std::unique_ptr<ServerLink>> links;  // [server - 1]
   std::vector<ServerCounters> per_server;          // [server - 1]
   // Pages stored on the server, stale ones included, when claimed; afterwards E's own count.
   std::vector<std::uint64_t> used_at_start;
   std::vector<std::uint64_t> remote_at_start;  // without the stale ones
+  // Every server has been claimed, so `pages` of per_server is what it must have.
+  std::atomic<bool> claimed{false};
 
   // Limits on resident + queued, in pages.
   std::int64_t limit = 0;
   std::int64_t prefetch_limit = 0;  // prefetching stops here
   std::int64_t evict_at = 0;        // eviction starts here
-  std::int64_t evict_to = 0;        // and goes on until resident is here
+  std::atomic<bool> committed{false};
+  std::int64_t evict_to = 0;  // and goes on until resident is here
 
   std::atomic<std::int64_t> resident{0};  // Local, or room taken for a fetch
   std::atomic<std::int64_t> queued{0};    // staged for eviction, or about to be
@@ -136,6 +148,11 @@ struct PagerCore {
       if (here + pages + queued.load(std::memory_order_acquire) > bound) return false;
     } while (!resident.compare_exchange_weak(here, here + pages, std::memory_order_acq_rel));
     return true;
+  }
+  // What faults may fill: before the handover is committed nothing can be paged out, and devices
+  // that are being loaded must not wait for it.
+  [[nodiscard]] std::int64_t fault_limit() const {
+    return committed.load(std::memory_order_acquire) ? limit : INT64_MAX;
   }
   void give_room(std::int64_t pages) { resident.fetch_sub(pages, std::memory_order_acq_rel); }
   // On E: pages on their way out count as queued before they stop to count as resident, so that

@@ -264,7 +264,7 @@ bool Evictor::drain(SpscRing<DiscardRun>& ring, std::optional<DiscardRun>* held)
     }
     OutLane& lane = lane_of((*held)->server());
     if (lane.queue.room() == 0) return false;
-    lane.queue.discard((*held)->first(), (*held)->pages());
+    lane.queue.discard((*held)->first(), (*held)->pages(), put_version_);
     lane.used -= std::min<std::uint64_t>(lane.used, (*held)->pages());
     core_.evictions.discards.add((*held)->pages());
     held->reset();
@@ -310,7 +310,7 @@ void Evictor::settle(unsigned frame_index, std::uint64_t places) {
     } else if (core_.map.load(page).state() == PageState::kEvicting || lane.queue.room() == 0) {
       frame.sent |= bit;  // F is about to take it back; or it did, and that cannot be told yet
     } else {
-      lane.queue.discard(page, 1);
+      lane.queue.discard(page, 1, put_version_);
       lane.used -= std::min<std::uint64_t>(lane.used, 1);
       core_.evictions.discards.add();
       frame.sent &= ~bit;
@@ -380,7 +380,7 @@ void Evictor::forget_stale_zeroes() {
         if (core_.map.load(PageIndex{page}).state() == PageState::kRemote) continue;
         all = all && lane.queue.room() > kMaxOutItems / 2;
         if (!all) return;
-        lane.queue.discard(PageIndex{page}, 1);
+        lane.queue.discard(PageIndex{page}, 1, put_version_);
       }
     });
     if (all) lane.used = core_.remote_at_start[i];
@@ -426,6 +426,7 @@ void Evictor::on_answer(OutLane& lane, const wire::FrameHeader& header) {
   }
   item->done = true;
   if (item->kind == OutQueue::Kind::kDiscard) return;
+  lane.link().note_stored(item->version);
   lane.queue.settle_discards_before(header.seq);
   Staging::Frame& frame = core_.staging->frame(item->frame);
   const std::uint64_t places =

@@ -225,7 +225,7 @@ void FaultThread::on_missing(PageIndex page, char* host) {
         fill_zero(page, host);
         return;
       case PageState::kZero:
-        if (released_ || core_.take_room(1, core_.limit)) {
+        if (released_ || core_.take_room(1, core_.fault_limit())) {
           fill_zero(page, host);
           core_.evict_if_short();
           return;
@@ -236,7 +236,7 @@ void FaultThread::on_missing(PageIndex page, char* host) {
           fill_zero(page, host);
           return;
         }
-        if (core_.take_room(1, core_.limit)) {
+        if (core_.take_room(1, core_.fault_limit())) {
           ask(page, claim.seen.server());
           core_.evict_if_short();
           return;

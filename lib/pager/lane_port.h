@@ -30,6 +30,7 @@ class LanePort {
 
   [[nodiscard]] bool connected() const { return at_.connection != nullptr; }
   [[nodiscard]] wire::Connection& connection() const { return *at_.connection; }
+  [[nodiscard]] ServerLink& link() const { return *link_; }
   [[nodiscard]] ServerId server() const { return link_->server(); }
   [[nodiscard]] const std::string& name() const { return link_->name(); }
 

@@ -39,7 +39,7 @@ void OutQueue::put(PageIndex page, unsigned pages, std::uint64_t version, unsign
                      false};
 }
 
-void OutQueue::discard(PageIndex page, unsigned pages) {
+void OutQueue::discard(PageIndex page, unsigned pages, std::uint64_t version) {
   if (tail_ != cursor_ && !(tail_ - 1 == cursor_ && sent_bytes_ > 0)) {
     Item& last = at(tail_ - 1);
     if (last.kind == Kind::kDiscard && !last.done && last.pages + pages <= kMaxDiscardPages) {
@@ -54,7 +54,7 @@ void OutQueue::discard(PageIndex page, unsigned pages) {
       }
     }
   }
-  at(tail_++) = Item{page, 0, pages, 0, 0, Kind::kDiscard, false};
+  at(tail_++) = Item{page, version, pages, 0, 0, Kind::kDiscard, false};
 }
 
 Result<std::size_t> OutQueue::send(const wire::Connection& connection, const Staging& staging) {

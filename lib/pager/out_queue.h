@@ -44,8 +44,9 @@ class OutQueue {
 
   // Both need room().
   void put(PageIndex page, unsigned pages, std::uint64_t version, unsigned frame, unsigned place);
-  // Joins the run before it when that has not gone out.
-  void discard(PageIndex page, unsigned pages);
+  // Pages of a version above `version` stay: no Put queued before may have a higher one, and every
+  // later one must. Joins the run before it when that has not gone out.
+  void discard(PageIndex page, unsigned pages, std::uint64_t version);
 
   // Sends what the socket takes. The bytes that went; 0 when it would block.
   [[nodiscard]] Result<std::size_t> send(const wire::Connection& connection,

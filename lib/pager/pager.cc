@@ -118,6 +118,10 @@ Result<void> choose_method(PagerCore* core) {
   return make_error(EOPNOTSUPP, "this kernel cannot page out guest memory as asked{}", why_not);
 }
 
+void poke_all(PagerCore* core) {
+  for (const std::unique_ptr<ServerLink>& link : core->links) link->poke();
+}
+
 void make_links(PagerCore* core) {
   const PagerConfig& config = core->config;
   for (unsigned i = 0; i < config.servers.size(); i++) {
@@ -131,9 +135,21 @@ void make_links(PagerCore* core) {
     link.backoff_min = config.backoff_min;
     link.backoff_max = config.backoff_max;
     link.on_change = [core] { core->ring_all(); };
-    link.on_event = [core, server = link.server](bool lost, const std::string& error) {
+    link.on_event = [core, server = link.server](LinkState state, const std::string& error) {
       if (!core->config.on_server_event) return;
-      core->config.on_server_event(ServerEvent{server, core->link(server).name(), lost, error});
+      core->config.on_server_event(ServerEvent{server, core->link(server).name(), state, error});
+    };
+    link.wanted = [core, i] { return core->ownership.wanted(i); };
+    link.answered = [core, i](const handover::Request& request, const handover::Answer& answer) {
+      core->ownership.answered(i, request, answer);
+      // The arbiter's answer is what the other servers are waiting for.
+      if (i == 0 && core->ownership.may_run()) poke_all(core);
+    };
+    link.pages_there = [core, i] {
+      return core->claimed.load(std::memory_order_acquire)
+                 ? static_cast<std::uint64_t>(
+                       std::max<std::int64_t>(core->per_server[i].pages.load(), 0))
+                 : 0;
     };
     core->links.push_back(std::make_unique<ServerLink>(std::move(link)));
   }
@@ -228,11 +244,13 @@ Result<void> Pager::add_region(void* host, PageIndex first, PageCount pages) {
   if (Result<void> pageable = check_pageable(host, pages.value * kPageSize); !pageable) {
     return pageable;
   }
-  Result<void> added = core_->regions.add(Region{static_cast<char*>(host), first, pages});
+  const Region region{static_cast<char*>(host), first, pages};
+  Result<void> added = core_->regions.add(region);
   if (!added) return added;
   // A fault brings one page of 4 KiB; EINVAL only says that the kernel has no huge pages anyway.
   madvise(host, pages.value * kPageSize, MADV_NOHUGEPAGE);
-  load_into_huge_pages(Region{static_cast<char*>(host), first, pages});
+  if (Result<void> discarded = discard_remote(region); !discarded) return discarded;
+  load_into_huge_pages(region);
   // A child would share the pages, see zeroes for what is remote, and make MOVE slow.
   madvise(host, pages.value * kPageSize, MADV_DONTFORK);
   return {};
@@ -283,69 +301,119 @@ void Pager::apply_zero(PageIndex first, PageCount pages, bool zero) {
   }
 }
 
-Result<void> Pager::claim() {
+Result<void> Pager::connect() {
   const std::size_t count = core_->links.size();
-  std::vector<std::optional<Result<wire::SessionInfo>>> answers(count);
+  std::vector<Result<void>> results(count);
   {
-    // At once: this is part of the VM's downtime.
-    std::vector<std::thread> claims;
+    std::vector<std::thread> threads;
     for (std::size_t i = 0; i < count; i++) {
-      claims.emplace_back([this, i, &answers] {
-        answers[i].emplace(core_->links[i]->claim(core_->config.servers[i].epoch));
+      threads.emplace_back([this, i, &results] {
+        results[i] = core_->links[i]->connect(core_->config.servers[i].epoch);
       });
     }
-    for (std::thread& claim : claims) claim.join();
+    for (std::thread& thread : threads) thread.join();
   }
+  for (const Result<void>& result : results) {
+    if (!result) return result;
+  }
+  return {};
+}
+
+Result<void> Pager::check_claimed(std::size_t server, const wire::SessionReply& figures) {
+  if (Result<void> tags = core_->links[server]->check_tags(figures); !tags) return tags;
+  const std::string& name = core_->links[server]->name();
+  const auto expected = static_cast<std::uint64_t>(core_->per_server[server].pages.load());
+  if (figures.used_pages < expected) {
+    return make_error(ENODATA,
+                      "memory server {} holds {} pages of this VM where {} were sent: the "
+                      "migration must be done again",
+                      name, figures.used_pages, expected);
+  }
+  if (figures.vm_pages != core_->config.vm_pages.value) {
+    return make_error(EINVAL, "memory server {} has a session for a VM of {} pages, this has {}",
+                      name, figures.vm_pages, core_->config.vm_pages.value);
+  }
+  PageCount& capacity = core_->config.servers[server].capacity;
+  capacity = std::min(capacity, PageCount{figures.capacity_pages});
+  core_->used_at_start[server] = figures.used_pages;
+  core_->remote_at_start[server] = expected;
+  core_->links[server]->note_stored(figures.last_version);
+  return {};
+}
+
+// All servers at once, in two round trips: this is part of the VM's downtime.
+Result<void> Pager::claim() {
+  const std::size_t count = core_->links.size();
+  std::vector<std::optional<handover::Request>> requests(count);
   for (std::size_t i = 0; i < count; i++) {
-    const Result<wire::SessionInfo>& answer = *answers[i];
-    if (!answer) return answer.error();
-    const wire::SessionReply& figures = answer->figures;
-    const auto expected = static_cast<std::uint64_t>(core_->per_server[i].pages.load());
-    if (figures.used_pages < expected) {
-      return make_error(ENODATA,
-                        "memory server {} holds {} pages of this VM where {} were sent: the "
-                        "migration must be done again",
-                        core_->links[i]->name(), figures.used_pages, expected);
-    }
-    if (figures.vm_pages != core_->config.vm_pages.value) {
-      return make_error(EINVAL, "memory server {} has a session for a VM of {} pages, this has {}",
-                        core_->links[i]->name(), figures.vm_pages, core_->config.vm_pages.value);
-    }
-    core_->config.servers[i].capacity =
-        std::min(core_->config.servers[i].capacity, PageCount{figures.capacity_pages});
-    core_->used_at_start[i] = figures.used_pages;
-    core_->remote_at_start[i] = expected;
+    requests[i] = core_->ownership.wanted(i);
+    if (!requests[i]) return make_error(EINVAL, "the handover is claimed out of turn");
+    core_->links[i]->send_claim(*requests[i]);
   }
-  claimed_ = true;
+  std::optional<Error> failed;
+  for (std::size_t i = 0; i < count; i++) {
+    ServerLink& link = *core_->links[i];
+    const Result<wire::OwnershipInfo> info = link.receive_claim(*requests[i]);
+    if (!info) {
+      if (!failed) failed = info.error();
+      continue;
+    }
+    core_->ownership.answered(i, *requests[i], {info->status, info->epoch});
+    if (info->status != wire::Status::kOk) {
+      failed = make_error(wire::status_errno(info->status),
+                          "memory server {} refused to hand the VM over: {}", link.name(),
+                          wire::status_text(info->status));
+      continue;
+    }
+    if (Result<void> good = check_claimed(i, info->figures); !good && !failed) {
+      failed = good.error();
+    }
+    link.send_attach(info->epoch);
+  }
+  if (failed) return *failed;
+  for (const std::unique_ptr<ServerLink>& link : core_->links) {
+    if (Result<void> attached = link->receive_attach(); !attached) return attached;
+  }
+  core_->claimed.store(true, std::memory_order_release);
+  return {};
+}
+
+Result<void> Pager::discard_remote() {
+  for (const Region& region : core_->regions) {
+    if (Result<void> discarded = discard_remote(region); !discarded) return discarded;
+  }
+  return {};
+}
+
+// What is mapped there is not the guest's: it would be read in place of what is remote.
+Result<void> Pager::discard_remote(const Region& region) {
+  std::optional<Error> failed;
+  core_->plan.for_each_run([&](ServerId owner, PageIndex first, PageCount count) {
+    const std::uint64_t from = std::max(first.value, region.first.value);
+    const std::uint64_t to =
+        std::min(first.value + count.value, region.first.value + region.pages.value);
+    if (owner == kMainHost || failed || from >= to) return;
+    char* host = region.host + (from - region.first.value) * kPageSize;
+    if (madvise(host, (to - from) * kPageSize, MADV_DONTNEED) != 0) {
+      failed = make_error(errno,
+                          "cannot free guest memory that is remote: {}; locked memory cannot be "
+                          "remote, so leave out -overcommit mem-lock",
+                          std::strerror(errno));
+    }
+  });
+  if (failed) return *failed;
   return {};
 }
 
 Result<void> Pager::start() {
-  if (!claimed_ || started_) return make_error(EINVAL, "the pager is started out of turn");
   PagerCore& core = *core_;
+  if (!core.claimed.load() || started_) {
+    return make_error(EINVAL, "the pager is started out of turn");
+  }
   if (core.regions.pages() != core.config.vm_pages) {
     return make_error(EINVAL, "the split memory regions have {} pages, the VM has {}",
                       core.regions.pages().value, core.config.vm_pages.value);
   }
-  // What is mapped there is not the guest's: it would be read in place of what is remote.
-  std::optional<Error> failed;
-  core.plan.for_each_run([&](ServerId owner, PageIndex first, PageCount count) {
-    if (owner == kMainHost || failed) return;
-    while (count.value > 0 && !failed) {
-      const PageCount here = core.regions.contiguous(first, count);
-      char* host = core.regions.host(first);
-      if (madvise(host, here.value * kPageSize, MADV_DONTNEED) != 0) {
-        failed = make_error(errno,
-                            "cannot free guest memory that is remote: {}; locked memory cannot be "
-                            "remote, so leave out -overcommit mem-lock",
-                            std::strerror(errno));
-      }
-      first = first + here;
-      count = count - here;
-    }
-  });
-  if (failed) return *failed;
-
   for (const Region& region : core.regions) {
     madvise(region.host, region.bytes(), MADV_NOHUGEPAGE);
   }
@@ -403,17 +471,26 @@ Result<void> Pager::start() {
   pthread_setname_np(threads_->fault_thread.native_handle(), "ks-fault");
   pthread_setname_np(threads_->prefetch_thread.native_handle(), "ks-prefetch");
   pthread_setname_np(threads_->evictor_thread.native_handle(), "ks-evict");
-  for (const std::unique_ptr<ServerLink>& link : core.links) link->start();
+  for (const std::unique_ptr<ServerLink>& link : core.links) {
+    if (Result<void> kept = link->start(); !kept) return kept;
+  }
   return {};
 }
 
 Result<void> Pager::commit() {
-  if (!claimed_) return make_error(EINVAL, "the handover is committed before it was claimed");
-  Result<void> committed = core_->links.front()->commit(2 * core_->config.io_timeout);
+  Result<void> committed = core_->ownership.commit([this] { poke_all(core_.get()); });
   if (committed) {
-    for (const auto& link : core_->links) link->note_owned();
+    core_->committed.store(true, std::memory_order_release);
+    core_->ring_all();
   }
   return committed;
+}
+
+bool Pager::give_up() { return core_->ownership.give_up(); }
+
+void Pager::cancel() {
+  core_->ownership.cancel();
+  for (const std::unique_ptr<ServerLink>& link : core_->links) link->cancel();
 }
 
 void Pager::release() {
@@ -485,6 +562,7 @@ PagerStats Pager::stats() const {
     PagerServerStats server;
     server.uri = link.name();
     server.connected = link.connected();
+    server.pages_lost = link.pages_lost();
     server.error = link.error();
     server.capacity_pages = core.config.servers[i].capacity.value;
     server.pages = positive(counters.pages.load());

@@ -13,6 +13,8 @@
 #include "access/history.h"
 #include "base/result.h"
 #include "base/types.h"
+#include "handover/record.h"
+#include "pager/server_link.h"
 #include "pager/uffd.h"
 #include "placement/split_plan.h"
 #include "wire/protocol.h"
@@ -31,18 +33,20 @@ enum class PageOutMethod : std::uint8_t {
 struct PagerServerConfig {
   wire::Uri uri;
   PageCount capacity;  // pages that the session may hold there
-  Epoch epoch;         // the source's, from Open; claim() raises it
+  Epoch epoch;         // the source's; claim() raises it
 };
 
 struct ServerEvent {
   ServerId server;
   std::string uri;
-  bool lost = false;  // else it is back
-  std::string error;  // why it is lost
+  // Lost; lost and back without its pages; back.
+  LinkState state = LinkState::kConnected;
+  std::string error;  // why it is not connected
 };
 
 struct PagerConfig {
   wire::SessionId session{};
+  handover::Ticket ticket{};
   std::vector<PagerServerConfig> servers;  // of ServerId 1, 2, ...; the first is the arbiter
   PageCount vm_pages;
   PageCount chunk_pages{16};  // a power of two
@@ -72,7 +76,8 @@ struct PagerConfig {
 struct PagerServerStats {
   std::string uri;
   bool connected = false;
-  std::string error;  // when not connected
+  bool pages_lost = false;  // it is there, and has not what it acknowledged
+  std::string error;        // when not connected
   std::uint64_t capacity_pages = 0;
   std::uint64_t pages = 0;  // of the VM that are there and nowhere else
   std::uint64_t page_ins = 0;
@@ -121,9 +126,10 @@ struct Region;
 
 // One VM's pager.
 //
-// Order of use: create, add_region (all regions), apply_zero, claim, start, commit; then guest
-// memory is paged until stop(). Destroying it stops it. These calls belong to one thread; stats()
-// and release() are for any.
+// Order of use: create, connect, add_region (all regions), apply_zero, claim, start, commit; then
+// guest memory is paged until stop(). Destroying it stops it. These calls belong to one thread;
+// stats(), cancel() and release() are for any. From claim() to commit() the VM may be stopped: what
+// takes time that grows with the VM or the number of servers is done before.
 //
 // Threads: the fault thread (F), the prefetch thread (P), the evictor (E), and a keeper for each
 // server. None ever takes a lock that the faulting threads could hold, and none touches guest
@@ -141,22 +147,35 @@ class Pager {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
+  // Makes the connections to all servers, all at once, and looks whether the sessions are there.
+  // Blocks for the connect time-out and the io time-out at most. Errors name the server.
+  [[nodiscard]] Result<void> connect();
   // Pages [first, first + pages) are mapped at `host`: private anonymous memory, aligned to 4 KiB.
   // New transparent huge pages are off for it, but for what the main host keeps whole of 2 MiB, and
-  // there until start(). Errors name what to change.
+  // there until start(). What was in it is discarded where pages are planned away; from here to
+  // start() nothing but the migration stream may write to it, or discard_remote() must follow.
+  // Errors name what to change.
   [[nodiscard]] Result<void> add_region(void* host, PageIndex first, PageCount pages);
   // The source's notes about pages that are planned away: `zero`, all zero and not on any server;
   // else (they became non-zero later) on the server of the plan again.
   void apply_zero(PageIndex first, PageCount pages, bool zero);
+  // Something has written to memory that is planned away (a reset, say): frees it again. A call to
+  // the kernel for each run of the plan.
+  [[nodiscard]] Result<void> discard_remote();
   // Takes the session over on every server: from here on the source can no longer write there.
   // Fails with the first server that refuses or cannot be reached, or that holds less than the plan
   // says.
   [[nodiscard]] Result<void> claim();
-  // From here on guest memory may be touched. What is mapped of pages that are planned away is
-  // discarded.
+  // From here on guest memory may be touched, and is fetched; nothing is paged out before commit().
   [[nodiscard]] Result<void> start();
-  // From here on this host owns the VM. ESTALE, EALREADY: another does, it must never run here.
+  // Asks the arbiter to commit the handover until it answers, however long that takes, or until
+  // cancel(). When it succeeds this host owns the VM. Errors: ESTALE, EIDRM: it was refused, the VM
+  // must never run here; ECANCELED: not known.
   [[nodiscard]] Result<void> commit();
+  // Whether this side may say that it will never run the VM: not while a Commit is unanswered.
+  [[nodiscard]] bool give_up();
+  // Ends connect(), claim() and commit() with ECANCELED.
+  void cancel();
 
   [[nodiscard]] PagerStats stats() const;
   [[nodiscard]] PageOutMethod method() const;
@@ -177,10 +196,11 @@ class Pager {
   struct Threads;
 
   void load_into_huge_pages(const Region& region);
+  [[nodiscard]] Result<void> discard_remote(const Region& region);
+  [[nodiscard]] Result<void> check_claimed(std::size_t server, const wire::SessionReply& figures);
 
   std::unique_ptr<PagerCore> core_;
   std::unique_ptr<Threads> threads_;
-  bool claimed_ = false;
   bool started_ = false;
 };
 

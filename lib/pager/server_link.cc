@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 namespace kintsugi {
@@ -12,9 +13,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A refusal says something about the session; anything else about the way to the server.
-bool is_refusal(const Error& error) {
-  return error.code == ESTALE || error.code == EALREADY || error.code == ENOENT;
+// The session is not there: whatever the VM has on this server is lost with it.
+bool is_loss(const Error& error) {
+  return error.code == ENODATA || error.code == ENOENT || error.code == EIDRM;
 }
 
 }  // namespace
@@ -24,51 +25,119 @@ ServerLink::ServerLink(ServerLinkConfig config)
 
 ServerLink::~ServerLink() { stop(false); }
 
-Result<wire::SessionInfo> ServerLink::claim(Epoch epoch) {
-  const wire::ConnectOptions options{config_.connect_timeout, config_.io_timeout, &canceller_};
-  Result<std::unique_ptr<wire::Connection>> control =
-      wire::Connection::connect(config_.uri, options);
-  if (!control) return control.error();
-  Result<wire::SessionInfo> claimed = (*control)->claim(config_.session, epoch, true);
-  if (!claimed) return claimed;
-  if (claimed->figures.tag_bytes != 0) {
-    return make_error(EPROTONOSUPPORT,
-                      "memory server {} holds this VM's pages with {} bytes of tag each: sealed "
-                      "pages need a newer Kintsugi on this host",
-                      name_, claimed->figures.tag_bytes);
-  }
-  epoch_ = claimed->epoch;
-  Connections connections;
-  connections.control = std::move(*control);
-  if (Result<void> attached = attach_lanes(&connections); !attached) return attached.error();
-  publish(std::move(connections));
-  return claimed;
+wire::ConnectOptions ServerLink::connect_options() {
+  return {config_.connect_timeout, config_.io_timeout, &canceller_};
 }
 
-Result<void> ServerLink::attach_lanes(Connections* connections) {
-  const wire::ConnectOptions options{config_.connect_timeout, config_.io_timeout, &canceller_};
-  for (std::shared_ptr<wire::Connection>& lane : connections->lanes) {
-    Result<std::unique_ptr<wire::Connection>> connection =
-        wire::Connection::connect(config_.uri, options);
+Result<void> ServerLink::check_server(const wire::Connection& connection) {
+  if (!server_id_) server_id_ = connection.server().server_id;
+  if (*server_id_ == connection.server().server_id) return {};
+  return make_error(ENODATA,
+                    "another memory server answers at {}: it has not this VM's pages; start the "
+                    "one that has them there again",
+                    name_);
+}
+
+Result<std::shared_ptr<wire::Connection>> ServerLink::connect_one() {
+  Result<std::unique_ptr<wire::Connection>> connection =
+      wire::Connection::connect(config_.uri, connect_options());
+  if (!connection) return connection.error();
+  if (Result<void> same = check_server(**connection); !same) return same.error();
+  return std::shared_ptr<wire::Connection>(std::move(*connection));
+}
+
+Result<void> ServerLink::check_tags(const wire::SessionReply& figures) const {
+  if (figures.tag_bytes == 0) return {};
+  return make_error(EPROTONOSUPPORT,
+                    "memory server {} holds this VM's pages with {} bytes of tag each: sealed "
+                    "pages need a newer Kintsugi on this host",
+                    name_, figures.tag_bytes);
+}
+
+Result<void> ServerLink::check_pages(const wire::SessionReply& figures) const {
+  const std::uint64_t stored = stored_version_.load(std::memory_order_relaxed);
+  const std::uint64_t pages = config_.pages_there ? config_.pages_there() : 0;
+  if (figures.last_version >= stored && figures.used_pages >= pages) return {};
+  return make_error(ENODATA,
+                    "memory server {} has lost pages of this VM: it has {} of {}, the newest of "
+                    "version {} of {}; has it been given an older arena?",
+                    name_, figures.used_pages, pages, figures.last_version, stored);
+}
+
+// ---- The handover -------------------------------------------------------------------------------
+
+Result<ServerLink::Connections> ServerLink::attach_all(Epoch epoch) {
+  Connections connections;
+  const auto attach = [&](std::shared_ptr<wire::Connection>* to) -> Result<wire::SessionInfo> {
+    Result<std::shared_ptr<wire::Connection>> connection = connect_one();
     if (!connection) return connection.error();
-    const Result<wire::SessionInfo> attached = (*connection)->attach(config_.session, epoch_);
-    if (!attached) return attached.error();
-    lane = std::move(*connection);
+    *to = std::move(*connection);
+    return (*to)->attach(config_.session, epoch);
+  };
+  const Result<wire::SessionInfo> attached = attach(&connections.control);
+  if (!attached) return attached.error();
+  if (Result<void> tags = check_tags(attached->figures); !tags) return tags.error();
+  if (Result<void> there = check_pages(attached->figures); !there) return there.error();
+  for (std::shared_ptr<wire::Connection>& lane : connections.lanes) {
+    if (const Result<wire::SessionInfo> info = attach(&lane); !info) return info.error();
   }
+  return connections;
+}
+
+Result<void> ServerLink::connect(Epoch source_epoch) {
+  Result<Connections> connections = attach_all(source_epoch);
+  if (!connections) return connections.error();
+  claiming_ = std::move(*connections);
   return {};
 }
 
-Result<ServerLink::Connections> ServerLink::attach_all() {
-  const wire::ConnectOptions options{config_.connect_timeout, config_.io_timeout, &canceller_};
-  Connections connections;
-  Result<std::unique_ptr<wire::Connection>> control =
-      wire::Connection::connect(config_.uri, options);
+void ServerLink::send_claim(const handover::Request& request) {
+  claim_sent_ = claiming_.control
+                    ? claiming_.control->send_ownership(request.op, config_.session, request.epoch,
+                                                        request.ticket)
+                    : Result<void>(make_error(ENOTCONN, "not connected to {} yet", name_));
+}
+
+Result<wire::OwnershipInfo> ServerLink::receive_claim(const handover::Request& request) {
+  if (claim_sent_) {
+    Result<wire::OwnershipInfo> answer = claiming_.control->receive_ownership();
+    if (answer || answer.error().code == ECANCELED) return answer;
+  }
+  // Once more on a new connection: if the first one took effect, this is a repeat.
+  Result<std::shared_ptr<wire::Connection>> control = connect_one();
   if (!control) return control.error();
-  const Result<wire::SessionInfo> attached = (*control)->attach(config_.session, epoch_);
-  if (!attached) return attached.error();
-  connections.control = std::move(*control);
-  if (Result<void> lanes = attach_lanes(&connections); !lanes) return lanes.error();
-  return connections;
+  claiming_.control = std::move(*control);
+  return claiming_.control->ask_ownership(request.op, config_.session, request.epoch,
+                                          request.ticket);
+}
+
+void ServerLink::send_attach(Epoch epoch) {
+  epoch_ = epoch;
+  attach_sent_ = {};
+  for (const std::shared_ptr<wire::Connection>& lane : claiming_.lanes) {
+    if (!lane) {
+      attach_sent_ = make_error(ENOTCONN, "not connected to {} yet", name_);
+    } else if (attach_sent_) {
+      attach_sent_ = lane->send_attach(config_.session, epoch);
+    }
+  }
+}
+
+Result<void> ServerLink::receive_attach() {
+  Result<void> attached = attach_sent_;
+  for (const std::shared_ptr<wire::Connection>& lane : claiming_.lanes) {
+    if (!attached) break;
+    if (const Result<wire::SessionInfo> info = lane->receive_attach(); !info) {
+      attached = info.error();
+    }
+  }
+  if (!attached) {
+    Result<Connections> again = attach_all(epoch_);
+    if (!again) return again.error();
+    claiming_ = std::move(*again);
+  }
+  publish(std::exchange(claiming_, {}));
+  return {};
 }
 
 void ServerLink::publish(Connections connections) {
@@ -78,19 +147,18 @@ void ServerLink::publish(Connections connections) {
   failed_ = false;
   up_since_ = Clock::now();
   generation_.fetch_add(1, std::memory_order_acq_rel);
+  pages_lost_.store(false, std::memory_order_relaxed);
   connected_.store(true, std::memory_order_release);
   wake_.notify_all();
 }
 
-void ServerLink::start() {
-  keeper_ = std::thread([this] { keep(); });
-  pthread_setname_np(keeper_.native_handle(),
-                     fmt::format("ks-keep-{}", config_.server.value).c_str());
-}
+// ---- Lanes --------------------------------------------------------------------------------------
 
 ServerLink::LaneConnection ServerLink::lane(Lane lane) const {
   const std::lock_guard lock(mutex_);
-  if (failed_) return {nullptr, generation()};
+  if (failed_ || (lane == Lane::kOut && !writable_.load(std::memory_order_relaxed))) {
+    return {nullptr, generation()};
+  }
   return {connections_.lanes[static_cast<unsigned>(lane)], generation()};
 }
 
@@ -113,6 +181,26 @@ std::string ServerLink::error() const {
   return error_;
 }
 
+void ServerLink::poke() {
+  const std::lock_guard lock(mutex_);
+  poked_ = true;
+  wake_.notify_all();
+}
+
+// ---- The keeper ---------------------------------------------------------------------------------
+
+Result<void> ServerLink::start() {
+  try {
+    keeper_ = std::thread([this] { keep(); });
+  } catch (const std::system_error& error) {
+    return make_error(error.code().value(), "cannot start a thread for memory server {}: {}", name_,
+                      error.what());
+  }
+  pthread_setname_np(keeper_.native_handle(),
+                     fmt::format("ks-keep-{}", config_.server.value).c_str());
+  return {};
+}
+
 bool ServerLink::pause(std::chrono::milliseconds time) {
   std::unique_lock lock(mutex_);
   wake_.wait_for(lock, time, [this] { return stopping_; });
@@ -125,23 +213,24 @@ void ServerLink::keep() {
     std::string why;
     {
       std::unique_lock lock(mutex_);
-      wake_.wait_for(lock, config_.ping_interval, [this] { return stopping_ || failed_; });
+      wake_.wait_for(lock, config_.ping_interval,
+                     [this] { return stopping_ || failed_ || poked_; });
       if (stopping_) return;
+      poked_ = false;
       failed = failed_;
       why = error_;
     }
     if (!failed) {
-      ping();
+      tend();
       continue;
     }
-    if (config_.on_event) config_.on_event(true, why);
+    if (config_.on_event) config_.on_event(LinkState::kLost, why);
     if (config_.on_change) config_.on_change();
     reconnect();
   }
 }
 
-void ServerLink::ping() {
-  const std::lock_guard control_lock(control_mutex_);
+void ServerLink::tend() {
   std::shared_ptr<wire::Connection> control;
   std::uint64_t generation = 0;
   {
@@ -150,12 +239,41 @@ void ServerLink::ping() {
     control = connections_.control;
     generation = generation_.load(std::memory_order_relaxed);
   }
-  const Result<wire::SessionInfo> answer = control->stat();
-  Result<void> state = answer ? Result<void>{} : Result<void>{answer.error()};
-  if (answer && answer->figures.committed == 0 && owned_.load(std::memory_order_acquire)) {
-    state = control->commit();
-  }
+  Result<void> state = serve_ownership(*control);
+  if (state) state = ping(*control);
   if (!state && state.error().code != ECANCELED) fail(generation, state.error());
+}
+
+// Asks what the protocol wants, and asks again after a new connection: a Commit whose answer was
+// lost is the same epoch's.
+Result<void> ServerLink::serve_ownership(wire::Connection& control) {
+  if (!config_.wanted) return {};
+  const std::optional<handover::Request> request = config_.wanted();
+  if (!request) return {};
+  const Result<wire::OwnershipInfo> info =
+      control.ask_ownership(request->op, config_.session, request->epoch, request->ticket);
+  if (!info) return info.error();
+  if (request->op == wire::Op::kCommit && info->status == wire::Status::kOk) {
+    writable_.store(true, std::memory_order_release);
+    if (config_.on_change) config_.on_change();
+  }
+  config_.answered(*request, {info->status, info->epoch});
+  return {};
+}
+
+Result<void> ServerLink::ping(wire::Connection& control) {
+  const Result<wire::SessionInfo> answer = control.stat();
+  if (!answer) return answer.error();
+  return {};
+}
+
+void ServerLink::lose_pages(const std::string& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    error_ = why;
+  }
+  if (pages_lost_.exchange(true, std::memory_order_relaxed)) return;
+  if (config_.on_event) config_.on_event(LinkState::kPagesLost, why);
 }
 
 void ServerLink::reconnect() {
@@ -169,48 +287,23 @@ void ServerLink::reconnect() {
   for (;;) {
     if (!pause(backoff_)) return;
     backoff_ = std::min(backoff_ * 2, config_.backoff_max);
-    Result<Connections> connections = attach_all();
+    Result<Connections> connections = attach_all(epoch_);
     if (connections) {
       publish(std::move(*connections));
       break;
     }
     if (connections.error().code == ECANCELED) continue;
+    if (is_loss(connections.error())) {
+      lose_pages(connections.error().message);
+      continue;
+    }
     const std::lock_guard lock(mutex_);
     error_ = connections.error().message;
   }
   reconnects_.fetch_add(1, std::memory_order_relaxed);
+  poke();
   if (config_.on_change) config_.on_change();
-  if (config_.on_event) config_.on_event(false, "");
-}
-
-Result<void> ServerLink::commit(std::chrono::milliseconds patience) {
-  const auto deadline = Clock::now() + patience;
-  Error last{ETIMEDOUT, "memory server " + name_ + " could not be asked"};
-  for (;;) {
-    const std::lock_guard control_lock(control_mutex_);
-    std::shared_ptr<wire::Connection> control;
-    std::uint64_t generation = 0;
-    {
-      std::unique_lock lock(mutex_);
-      // A commit whose answer was lost may be asked for again: it is the same epoch's.
-      const bool up = wake_.wait_until(lock, std::min(deadline, Clock::now() + config_.backoff_max),
-                                       [this] { return !failed_ || stopping_; });
-      if (stopping_) return make_error(ECANCELED, "cancelled while committing the handover");
-      if (up) {
-        control = connections_.control;
-        generation = generation_.load(std::memory_order_relaxed);
-      } else {
-        last.message = error_;
-      }
-    }
-    if (control) {
-      Result<void> committed = control->commit();
-      if (committed || is_refusal(committed.error())) return committed;
-      last = committed.error();
-      fail(generation, last);
-    }
-    if (Clock::now() >= deadline) return last;
-  }
+  if (config_.on_event) config_.on_event(LinkState::kConnected, "");
 }
 
 void ServerLink::stop(bool drop_session) {
@@ -219,19 +312,13 @@ void ServerLink::stop(bool drop_session) {
     stopping_ = true;
     wake_.notify_all();
   }
+  // The keeper is at most a time-out away from the end of a call; a Drop needs its connection.
+  if (!drop_session || !connected()) canceller_.cancel();
+  if (keeper_.joinable()) keeper_.join();
   if (drop_session && connected()) {
-    const std::lock_guard control_lock(control_mutex_);
-    std::shared_ptr<wire::Connection> control;
-    {
-      const std::lock_guard lock(mutex_);
-      if (!failed_) control = connections_.control;
-    }
-    if (control) {
-      [[maybe_unused]] const Result<void> dropped = control->drop();
-    }
+    [[maybe_unused]] const Result<void> dropped = connections_.control->drop();
   }
   canceller_.cancel();
-  if (keeper_.joinable()) keeper_.join();
   const std::lock_guard lock(mutex_);
   connections_ = {};
   connected_.store(false, std::memory_order_release);

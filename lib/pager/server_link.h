@@ -9,11 +9,14 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "base/result.h"
 #include "base/types.h"
+#include "handover/record.h"
+#include "handover/source.h"
 #include "wire/connection.h"
 #include "wire/uri.h"
 
@@ -23,9 +26,15 @@ namespace kintsugi {
 enum class Lane : unsigned {
   kUrgent = 0,  // the fault thread: one page that somebody waits for
   kBulk = 1,    // the prefetch thread: the rest of a chunk
-  kOut = 2,     // the evictor: pages out, discards
+  kOut = 2,     // the evictor: pages out, discards. Not before the server has answered the Commit
 };
 inline constexpr unsigned kLanes = 3;
+
+enum class LinkState : std::uint8_t {
+  kConnected,
+  kLost,       // it is being reconnected to
+  kPagesLost,  // it is there, and has not what it acknowledged
+};
 
 struct ServerLinkConfig {
   ServerId server;
@@ -36,9 +45,15 @@ struct ServerLinkConfig {
   std::chrono::milliseconds ping_interval{1000};
   std::chrono::milliseconds backoff_min{100};
   std::chrono::milliseconds backoff_max{5000};
-  // Both on the keeper's thread. on_change wakes the lanes' threads.
-  std::function<void(bool lost, const std::string& error)> on_event;
+
+  // All of these on the keeper's thread. on_change wakes the lanes' threads.
+  std::function<void(LinkState state, const std::string& error)> on_event;
   std::function<void()> on_change;
+  // What the ownership protocol wants of this server now, and what came of it.
+  std::function<std::optional<handover::Request>()> wanted;
+  std::function<void(const handover::Request& request, const handover::Answer& answer)> answered;
+  // Pages of the VM that are on this server and nowhere else.
+  std::function<std::uint64_t()> pages_there;
 };
 
 // The connections come and go together: when one fails, or the server does not answer a ping, all
@@ -48,7 +63,7 @@ struct ServerLinkConfig {
 class ServerLink {
  public:
   struct LaneConnection {
-    std::shared_ptr<wire::Connection> connection;  // null while lost
+    std::shared_ptr<wire::Connection> connection;  // null while lost, or not to be used yet
     std::uint64_t generation = 0;
   };
 
@@ -59,11 +74,19 @@ class ServerLink {
 
   // ---- Before start(), one thread ----
 
-  // Takes the session over from the holder of `epoch`, unless it is committed, and connects the
-  // lanes.
-  [[nodiscard]] Result<wire::SessionInfo> claim(Epoch epoch);
+  // Makes all connections and attaches them to the session in the epoch of its source, so that
+  // while the VM is stopped there is neither a name to be resolved nor a connection to be made.
+  [[nodiscard]] Result<void> connect(Epoch source_epoch);
+  // The handover, in halves, so that all servers are asked at once: claim, then attach the lanes in
+  // the new epoch. A connection that has broken since connect() is made again.
+  void send_claim(const handover::Request& request);
+  [[nodiscard]] Result<wire::OwnershipInfo> receive_claim(const handover::Request& request);
+  void send_attach(Epoch epoch);
+  [[nodiscard]] Result<void> receive_attach();
+  // Whether this host can read what the server holds.
+  [[nodiscard]] Result<void> check_tags(const wire::SessionReply& figures) const;
   // Starts the keeper.
-  void start();
+  [[nodiscard]] Result<void> start();
 
   // ---- Any thread ----
 
@@ -81,17 +104,20 @@ class ServerLink {
   void fail(std::uint64_t generation, const Error& error);
   // Why it is not connected; empty when it is.
   [[nodiscard]] std::string error() const;
+  [[nodiscard]] bool pages_lost() const { return pages_lost_.load(std::memory_order_relaxed); }
   [[nodiscard]] std::uint64_t reconnects() const {
     return reconnects_.load(std::memory_order_relaxed);
   }
-  // Asks the server to commit the handover, if need be several times, for at most `patience`.
-  // Errors: what the server answered (ESTALE: fenced), or why it could not be asked.
-  [[nodiscard]] Result<void> commit(std::chrono::milliseconds patience);
-
-  // The arbiter has answered a commit, so the VM is this host's: the keeper has this server commit
-  // as well, and again should it forget. Else it would take the session for an orphan's and drop it
-  // when no connection is left, or let another host claim it.
-  void note_owned() { owned_.store(true, std::memory_order_release); }
+  // The server has acknowledged a page of this version. The evictor.
+  void note_stored(std::uint64_t version) {
+    if (version > stored_version_.load(std::memory_order_relaxed)) {
+      stored_version_.store(version, std::memory_order_relaxed);
+    }
+  }
+  // The ownership protocol may want something: the keeper sees to it at once.
+  void poke();
+  // Makes calls that block fail with ECANCELED.
+  void cancel() { canceller_.cancel(); }
 
   // Ends the keeper and shuts the lanes down. `drop_session`: frees everything there, best effort.
   void stop(bool drop_session);
@@ -102,11 +128,19 @@ class ServerLink {
     std::array<std::shared_ptr<wire::Connection>, kLanes> lanes;
   };
 
+  [[nodiscard]] wire::ConnectOptions connect_options();
+  [[nodiscard]] Result<std::shared_ptr<wire::Connection>> connect_one();
+  [[nodiscard]] Result<void> check_server(const wire::Connection& connection);
+  // ENODATA: the server has not what it acknowledged.
+  [[nodiscard]] Result<void> check_pages(const wire::SessionReply& figures) const;
+  [[nodiscard]] Result<Connections> attach_all(Epoch epoch);
+
   void keep();
-  void ping();
+  [[nodiscard]] Result<void> serve_ownership(wire::Connection& control);
+  [[nodiscard]] Result<void> ping(wire::Connection& control);
+  void tend();
   void reconnect();
-  [[nodiscard]] Result<Connections> attach_all();
-  [[nodiscard]] Result<void> attach_lanes(Connections* connections);
+  void lose_pages(const std::string& why);
   void publish(Connections connections);
   // Waits on the keeper's condition; false when stopping.
   bool pause(std::chrono::milliseconds time);
@@ -114,18 +148,23 @@ class ServerLink {
   const ServerLinkConfig config_;
   const std::string name_;
   wire::Canceller canceller_;
-  Epoch epoch_;  // written by claim() only
+  Epoch epoch_;  // written before start() only
+  std::optional<std::array<std::uint8_t, 16>> server_id_;
+  Connections claiming_;  // between connect() and receive_attach()
+  Result<void> claim_sent_;
+  Result<void> attach_sent_;
 
-  // Held during calls on the control connection; taken before mutex_.
-  std::mutex control_mutex_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   Connections connections_;
   std::string error_;
   bool failed_ = false;
+  bool poked_ = false;
   bool stopping_ = false;
   std::atomic<bool> connected_{false};
-  std::atomic<bool> owned_{false};
+  std::atomic<bool> pages_lost_{false};
+  std::atomic<bool> writable_{false};  // the Commit is granted here
+  std::atomic<std::uint64_t> stored_version_{0};
   std::atomic<std::uint64_t> generation_{0};
   std::atomic<std::uint64_t> reconnects_{0};
   std::chrono::milliseconds backoff_;               // the keeper's

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::uint32_t kHandoverMagic = 0x4b53504c;  // "LPSK"
 constexpr std::uint32_t kChangesMagic = 0x4b53435a;
-constexpr std::uint16_t kFormat = 1;
+constexpr std::uint16_t kFormat = 2;
 
 Error malformed(const char* what) {
   return make_error(EPROTO,
@@ -29,6 +29,7 @@ std::vector<std::uint8_t> Handover::encode() const {
   out.put(static_cast<std::uint8_t>(policy));
   out.put(static_cast<std::uint8_t>(servers.size()));
   out.put(session);
+  out.put(ticket);
   out.put(vm_pages.value);
   out.put(chunk_pages.value);
   out.put(main_limit.value);
@@ -59,6 +60,7 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes, PageCount
   handover.policy = static_cast<AccessPolicy>(policy);
   const auto servers = in.get<std::uint8_t>();
   handover.session = in.get<wire::SessionId>();
+  handover.ticket = in.get<wire::Ticket>();
   handover.vm_pages = PageCount{in.get<std::uint64_t>()};
   handover.chunk_pages = PageCount{in.get<std::uint64_t>()};
   handover.main_limit = PageCount{in.get<std::uint64_t>()};

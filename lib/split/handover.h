@@ -26,14 +26,15 @@ struct HandoverServer {
 
 struct Handover {
   wire::SessionId session{};
+  wire::Ticket ticket{};  // with which the destination may claim
   PageCount vm_pages;
   PageCount chunk_pages;
   PageCount main_limit;    // pages that may be resident on the main host
   PageCount main_reserve;  // to be kept free of those, so that a fault need not wait
   AccessPolicy policy = AccessPolicy::kAging;
-  std::vector<HandoverServer> servers;
-  std::optional<SplitPlan> plan;     // always there once made or decoded
-  std::vector<std::uint16_t> ranks;  // of all chunks; empty when the source had no history
+  std::vector<HandoverServer> servers;  // the first is the arbiter
+  std::optional<SplitPlan> plan;        // always there once made or decoded
+  std::vector<std::uint16_t> ranks;     // of all chunks; empty when the source had no history
 
   [[nodiscard]] std::vector<std::uint8_t> encode() const;
   // A plan for more than `max_pages` is refused before memory is taken for it.

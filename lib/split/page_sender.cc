@@ -213,10 +213,10 @@ Result<void> PageSender::add_frame(wire::Op op, PageIndex first, std::uint32_t c
   header.page = first.value;
   header.count = count;
   header.mask = mask;
+  header.version = header.seq;
   batch_.push_back({&header, sizeof(header)});
   if (op == wire::Op::kPut) {
     const std::uint32_t pages = wire::put_pages(header);
-    header.version = header.seq;
     header.length = pages * static_cast<std::uint32_t>(kPageSize);
     batch_.insert(batch_.end(), pieces_.begin(), pieces_.end());
     batch_bytes_ += header.length;

@@ -10,6 +10,10 @@
 namespace kintsugi {
 namespace {
 
+bool fill_random(std::array<std::uint8_t, 16>* bytes) {
+  return getrandom(bytes->data(), bytes->size(), 0) == static_cast<ssize_t>(bytes->size());
+}
+
 std::string mib(PageCount pages) {
   return fmt::format("{:.1f} MiB", static_cast<double>(to_bytes(pages).value) / (1 << 20));
 }
@@ -99,11 +103,12 @@ wire::ConnectOptions SplitSource::connect_options(wire::Canceller* canceller) co
 }
 
 Result<void> SplitSource::open() {
-  if (getrandom(handover_.session.data(), handover_.session.size(), 0) !=
-      static_cast<ssize_t>(handover_.session.size())) {
+  if (!fill_random(&handover_.session) || !fill_random(&handover_.ticket)) {
     return make_error(errno, "getrandom: {}", std::strerror(errno));
   }
   if (Result<void> planned = plan(); !planned) return planned;
+  ownership_.emplace(handover_.ticket, std::vector<handover::Source::Server>(
+                                           config_.sub_hosts.size(), {true, Epoch{}}));
   if (Result<void> reserved = reserve_all(); !reserved) {
     close(true);
     return reserved;
@@ -142,24 +147,47 @@ Result<void> SplitSource::plan() {
   return {};
 }
 
-Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& sub_host,
-                                                               std::uint8_t* asked) {
-  const wire::Uri uri = *wire::parse_uri(sub_host.uri);
+std::optional<handover::Request> SplitSource::wanted(std::size_t index) {
+  const std::lock_guard lock(ownership_mutex_);
+  std::optional<handover::Request> request = ownership_->wanted(index);
+  if (request) ownership_->asked(index, *request);
+  return request;
+}
+
+void SplitSource::answered(std::size_t index, const handover::Request& request,
+                           const handover::Answer& answer) {
+  const std::lock_guard lock(ownership_mutex_);
+  ownership_->answered(index, request, answer);
+}
+
+Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(std::size_t index) {
+  const SubHost& sub_host = config_.sub_hosts[index];
   Result<std::unique_ptr<wire::Connection>> connection =
-      wire::Connection::connect(uri, connect_options(&canceller_));
+      wire::Connection::connect(uris_[index], connect_options(&canceller_));
   if (!connection) return connection;
+  const std::optional<handover::Request> request_now = wanted(index);
+  if (!request_now || request_now->op != wire::Op::kOpen) {
+    return make_error(ECANCELED, "another sub-host refused meanwhile");
+  }
   wire::OpenRequest request;
   request.session = handover_.session;
+  request.ticket = request_now->ticket;
   request.vm_pages = config_.vm_pages.value;
   request.capacity_pages = sub_host.capacity.value;
   std::strncpy(request.name, config_.vm_name.c_str(), sizeof(request.name) - 1);
-  *asked = 1;
-  Result<wire::SessionInfo> opened = (*connection)->open(request);
-  if (!opened) {
+  if (index != 0) {
+    std::strncpy(request.arbiter, config_.sub_hosts.front().uri.c_str(),
+                 sizeof(request.arbiter) - 1);
+  }
+  const Result<wire::OwnershipInfo> opened = (*connection)->ask_open(request);
+  if (!opened) return opened.error();
+  answered(index, *request_now, {opened->status, opened->epoch});
+  if (opened->status != wire::Status::kOk) {
     const wire::HelloReply& server = (*connection)->server();
-    return make_error(opened.error().code, "{} (asked for {}, it has {} of {} free)",
-                      opened.error().message, mib(sub_host.capacity),
-                      mib(PageCount{server.free_pages}), mib(PageCount{server.capacity_pages}));
+    const Error refusal = (*connection)->refusal(opened->status, "reserve memory");
+    return make_error(refusal.code, "{} (asked for {}, it has {} of {} free)", refusal.message,
+                      mib(sub_host.capacity), mib(PageCount{server.free_pages}),
+                      mib(PageCount{server.capacity_pages}));
   }
   return connection;
 }
@@ -168,23 +196,21 @@ Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(const SubHost& su
 Result<void> SplitSource::reserve_all() {
   const std::size_t count = config_.sub_hosts.size();
   std::vector<std::optional<Result<std::unique_ptr<wire::Connection>>>> results(count);
-  asked_.assign(count, 0);
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < count; i++) {
-    threads.emplace_back([&, i] { results[i].emplace(reserve(config_.sub_hosts[i], &asked_[i])); });
+    threads.emplace_back([&, i] { results[i].emplace(reserve(i)); });
   }
   for (std::thread& thread : threads) thread.join();
   std::optional<Error> failure;
   for (std::size_t i = 0; i < count; i++) {
-    if (!*results[i]) {
-      if (!failure) failure = results[i]->error();
-      reserved_.push_back(nullptr);
-      handover_.servers.push_back({config_.sub_hosts[i].uri, config_.sub_hosts[i].capacity, {}});
-      continue;
+    Epoch epoch;
+    if (*results[i]) {
+      epoch = (**results[i])->epoch();
+      reserved_.push_back(std::move(**results[i]));
+    } else if (!failure || failure->code == ECANCELED) {
+      failure = results[i]->error();
     }
-    handover_.servers.push_back(
-        {config_.sub_hosts[i].uri, config_.sub_hosts[i].capacity, (**results[i])->epoch()});
-    reserved_.push_back(std::move(**results[i]));
+    handover_.servers.push_back({config_.sub_hosts[i].uri, config_.sub_hosts[i].capacity, epoch});
   }
   if (failure) return *failure;
   return {};
@@ -212,6 +238,12 @@ Result<void> SplitSource::flush() {
   return {};
 }
 
+Result<void> SplitSource::end() {
+  const std::lock_guard lock(ownership_mutex_);
+  if (ownership_->end_sent()) return {};
+  return make_error(ESTALE, "the handover has ended meanwhile");
+}
+
 Result<void> SplitSource::error() const {
   for (const auto& sender : senders_) {
     if (Result<void> state = sender->error(); !state) return state;
@@ -237,48 +269,88 @@ Result<void> SplitSource::diagnose() const {
   return check_servers(handover_, std::min(config_.connect_timeout, kPatience));
 }
 
-// The arbiter is the first server: a destination commits there before it runs the VM, and a Claim
-// with kIfUncommitted that succeeds makes that impossible for ever.
-Result<void> SplitSource::reclaim() {
-  Result<std::unique_ptr<wire::Connection>> arbiter =
-      wire::Connection::connect(uris_.front(), connect_options(nullptr));
-  if (!arbiter) return arbiter.error();
-  Result<wire::SessionInfo> claimed = (*arbiter)->claim(handover_.session, Epoch{}, true);
-  if (!claimed) return claimed.error();
-  return {};
+handover::Source::Phase SplitSource::ownership_phase() {
+  const std::lock_guard lock(ownership_mutex_);
+  return ownership_->phase();
 }
 
-Result<void> SplitSource::drop_one(std::size_t index) {
-  // Our own connection may have failed, or may be fenced by a destination that claimed but did not
-  // get as far as to commit. A fresh claim settles both.
-  wire::ConnectOptions options = connect_options(nullptr);
-  if (handover_.servers[index].epoch.value == 0) {
-    // It was asked for a session and did not answer in time, so it may have one, or hang.
-    constexpr std::chrono::milliseconds kPatience{2000};
-    options.connect_timeout = std::min(options.connect_timeout, kPatience);
-    options.io_timeout = std::min(options.io_timeout, kPatience);
+Result<void> SplitSource::ask(std::size_t index, const wire::ConnectOptions& options) {
+  constexpr int kMaxRequests = 8;
+  std::unique_ptr<wire::Connection> connection;
+  const handover::Source::Phase phase = ownership_phase();
+  for (int i = 0; i < kMaxRequests; i++) {
+    const std::optional<handover::Request> request = wanted(index);
+    if (!request || ownership_phase() != phase) return {};
+    if (!connection) {
+      Result<std::unique_ptr<wire::Connection>> made =
+          wire::Connection::connect(uris_[index], options);
+      if (!made) return made.error();
+      connection = std::move(*made);
+    }
+    if (request->op == wire::Op::kDrop && connection->epoch() != request->epoch) {
+      const Result<wire::SessionInfo> bound = connection->attach(handover_.session, request->epoch);
+      if (!bound) return bound.error();
+    }
+    const Result<wire::OwnershipInfo> info =
+        connection->ask_ownership(request->op, handover_.session, request->epoch, request->ticket);
+    if (!info) return info.error();
+    answered(index, *request, {info->status, info->epoch});
+    if (info->status != wire::Status::kOk && info->status != wire::Status::kStale) {
+      if (ownership_phase() != phase || !wanted(index)) return {};
+      return connection->refusal(info->status, "give the VM back");
+    }
   }
-  Result<std::unique_ptr<wire::Connection>> connection =
-      wire::Connection::connect(uris_[index], options);
-  if (!connection) return connection.error();
-  Result<wire::SessionInfo> claimed = (*connection)->claim(handover_.session, Epoch{}, true);
-  if (!claimed) return claimed.error();
-  return (*connection)->drop();
+  return make_error(EPROTO, "memory server {} gave {} answers that settle nothing",
+                    uris_[index].text(), kMaxRequests);
+}
+
+Result<void> SplitSource::settle() {
+  using Phase = handover::Source::Phase;
+  constexpr std::size_t kArbiter = 0;
+  {
+    const std::lock_guard lock(ownership_mutex_);
+    ownership_->broke();
+  }
+  Result<void> asked;
+  if (ownership_phase() == Phase::kAsking) asked = ask(kArbiter, connect_options(nullptr));
+  if (ownership_phase() == Phase::kDone) {
+    return make_error(EALREADY, "the VM runs on its new main host");
+  }
+  if (ownership_phase() != Phase::kAsking) return {};
+  if (!asked) return asked;
+  return make_error(EAGAIN, "memory server {} did not settle who owns the VM",
+                    uris_[kArbiter].text());
+}
+
+void SplitSource::given_up() {
+  const std::lock_guard lock(ownership_mutex_);
+  if (ownership_) ownership_->told_given_up();
 }
 
 void SplitSource::close(bool drop_sessions) {
   for (const auto& sender : senders_) sender->stop();
   senders_.clear();
-  const bool any = !handover_.servers.empty();
   reserved_.clear();
-  if (!drop_sessions || !any) return;
+  if (!drop_sessions || !ownership_) return;
+  {
+    const std::lock_guard lock(ownership_mutex_);
+    ownership_->withdraw();
+  }
+  // Once each: what cannot be reached is uncommitted, and dies of age there.
   std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < handover_.servers.size(); i++) {
-    if (asked_[i] == 0) continue;
-    threads.emplace_back([this, i] { (void)drop_one(i); });
+  for (std::size_t i = 0; i < config_.sub_hosts.size(); i++) {
+    threads.emplace_back([this, i] {
+      wire::ConnectOptions options = connect_options(nullptr);
+      if (i < handover_.servers.size() && handover_.servers[i].epoch == Epoch{}) {
+        // It was asked for a session and did not answer in time, so it may have one, or hang.
+        constexpr std::chrono::milliseconds kPatience{2000};
+        options.connect_timeout = std::min(options.connect_timeout, kPatience);
+        options.io_timeout = std::min(options.io_timeout, kPatience);
+      }
+      (void)ask(i, options);
+    });
   }
   for (std::thread& thread : threads) thread.join();
-  handover_.servers.clear();
 }
 
 PageCount SplitSource::planned(ServerId target) const {

@@ -3,13 +3,15 @@
 // chunk goes where, sends the sub-hosts' pages straight to them, and hands the sessions over.
 //
 // Life of a job, each step at most once:
-//   create -> open -> {send, kick, changes}* -> flush -> (destination claims) -> close
-//                                                     \-> reclaim, if the migration broke
-// Threads: open(), send(), kick(), flush(), reclaim(), close() by one thread at a time; cancel(),
-// error() and the figures by any.
+//   create -> open -> {send, kick, changes}* -> flush -> end -> (destination claims) -> close
+//                                                            \-> settle, if the migration broke
+// Who owns the VM is handover::Source's to know: this class carries its questions to the servers.
+// Threads: open(), send(), kick(), flush(), end(), settle(), close() by one thread at a time;
+// cancel(), given_up(), error() and the figures by any.
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,6 +19,7 @@
 #include "access/history.h"
 #include "base/result.h"
 #include "base/types.h"
+#include "handover/source.h"
 #include "placement/split_plan.h"
 #include "split/handover.h"
 #include "split/pace.h"
@@ -63,6 +66,9 @@ class SplitSource {
   void kick();
   // Waits until everything sent is stored, and asks every server whether it is still there.
   [[nodiscard]] Result<void> flush();
+  // After flush(), with the VM stopped: the end of the stream is about to be sent, from which on
+  // the VM may be the destination's. Fails when the attempt has ended meanwhile; then it must not.
+  [[nodiscard]] Result<void> end();
   [[nodiscard]] Result<void> error() const;
   [[nodiscard]] std::uint64_t pending_pages() const;
   [[nodiscard]] SplitPace& pace() { return pace_; }
@@ -76,9 +82,12 @@ class SplitSource {
   [[nodiscard]] Result<void> diagnose() const;
 
   void cancel() { canceller_.cancel(); }
-  // May this side run the VM? ok: yes, and the destination cannot any more. EALREADY: never again.
-  // Any other error: not known.
-  [[nodiscard]] Result<void> reclaim();
+  // The stream broke after end(). May this side run the VM? ok: yes, and the destination cannot
+  // any more. EALREADY: never again. Any other error: not known, ask again; the arbiter is asked
+  // once in each call. ENOENT: it knows no such session, so that it may never be known.
+  [[nodiscard]] Result<void> settle();
+  // The destination said on the return path that it will never run the VM.
+  void given_up();
   // Ends the senders; with `drop_sessions` frees what the servers hold, as far as they answer.
   void close(bool drop_sessions);
 
@@ -90,12 +99,15 @@ class SplitSource {
  private:
   explicit SplitSource(SplitSourceConfig config);
   [[nodiscard]] wire::ConnectOptions connect_options(wire::Canceller* canceller) const;
-  // `asked` becomes 1 once the server may have the session, whatever comes of it.
-  [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(const SubHost& sub_host,
-                                                                  std::uint8_t* asked);
+  [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(std::size_t index);
   [[nodiscard]] Result<void> reserve_all();
   [[nodiscard]] Result<void> plan();
-  [[nodiscard]] Result<void> drop_one(std::size_t index);
+  [[nodiscard]] std::optional<handover::Request> wanted(std::size_t index);
+  void answered(std::size_t index, const handover::Request& request,
+                const handover::Answer& answer);
+  [[nodiscard]] handover::Source::Phase ownership_phase();
+  // Asks the server what the ownership protocol wants of it in this phase, until it wants nothing.
+  [[nodiscard]] Result<void> ask(std::size_t index, const wire::ConnectOptions& options);
 
   SplitSourceConfig config_;
   std::vector<wire::Uri> uris_;
@@ -105,8 +117,9 @@ class SplitSource {
   std::optional<PageBits> zero_;
   std::optional<PageBits> stored_;
   std::vector<std::unique_ptr<wire::Connection>> reserved_;  // until the senders own them
-  std::vector<std::uint8_t> asked_;                          // for each sub-host
-  std::vector<std::unique_ptr<PageSender>> senders_;         // by server, from 0
+  std::mutex ownership_mutex_;
+  std::optional<handover::Source> ownership_;         // once there is anything to own
+  std::vector<std::unique_ptr<PageSender>> senders_;  // by server, from 0
 };
 
 }  // namespace kintsugi

@@ -263,72 +263,96 @@ Result<void> Connection::check_reply(const FrameHeader& header) const {
   return {};
 }
 
-Result<FrameHeader> Connection::call(FrameHeader header, const void* payload, std::size_t bytes,
-                                     void* answer, std::size_t answer_bytes, const char* what) {
+Result<void> Connection::send_call(Op op, Epoch epoch, const void* payload, std::size_t bytes) {
+  called_ = op;
+  FrameHeader header = request(op, next_seq_++);
+  header.epoch = epoch.value;
   header.length = static_cast<std::uint32_t>(bytes);
   iovec iov{const_cast<void*>(payload), bytes};
-  if (Result<void> sent = send_frame(header, {&iov, bytes > 0 ? 1U : 0U}); !sent) {
-    return sent.error();
-  }
+  return send_frame(header, {&iov, bytes > 0 ? 1U : 0U});
+}
+
+Result<FrameHeader> Connection::receive_call(SessionReply* figures) {
   Result<FrameHeader> reply = receive_header();
   if (!reply) return reply;
-  if (reply->seq != header.seq || reply->op != header.op) {
+  if (reply->seq != next_seq_ - 1 || reply->op != static_cast<std::uint16_t>(called_)) {
     return make_error(EPROTO, "memory server {} answered out of turn", name_);
   }
-  if (reply->status != 0) return refusal(static_cast<Status>(reply->status), what);
-  if (answer_bytes > 0) {
-    if (Result<void> got = receive(answer, answer_bytes); !got) return got.error();
-  }
+  if (reply->status != 0 || figures == nullptr) return reply;
+  if (Result<void> got = receive(figures, sizeof(*figures)); !got) return got.error();
+  epoch_ = Epoch{reply->epoch};
+  tag_bytes_ = figures->tag_bytes;
   return reply;
 }
 
-Result<SessionInfo> Connection::bind(Op op, std::uint64_t epoch, std::uint16_t flags,
-                                     const void* payload, std::size_t bytes, const char* what) {
-  FrameHeader header = request(op, next_seq_++);
-  header.epoch = epoch;
-  header.flags = flags;
+Result<SessionInfo> Connection::receive_bound(const char* what) {
   SessionInfo info;
-  const Result<FrameHeader> reply =
-      call(header, payload, bytes, &info.figures, sizeof(info.figures), what);
+  const Result<FrameHeader> reply = receive_call(&info.figures);
   if (!reply) return reply.error();
-  info.epoch = Epoch{reply->epoch};
-  epoch_ = info.epoch;
-  tag_bytes_ = info.figures.tag_bytes;
+  if (reply->status != 0) return refusal(static_cast<Status>(reply->status), what);
+  info.epoch = epoch_;
   return info;
 }
 
 Result<SessionInfo> Connection::open(const OpenRequest& request) {
-  return bind(Op::kOpen, 0, 0, &request, sizeof(request), "reserve memory");
+  Result<void> sent = send_call(Op::kOpen, Epoch{}, &request, sizeof(request));
+  if (!sent) return sent.error();
+  return receive_bound("reserve memory");
 }
+
+Result<void> Connection::send_attach(const SessionId& session, Epoch epoch) {
+  const BindRequest request{session, {}};
+  return send_call(Op::kAttach, epoch, &request, sizeof(request));
+}
+
+Result<SessionInfo> Connection::receive_attach() { return receive_bound("attach"); }
 
 Result<SessionInfo> Connection::attach(const SessionId& session, Epoch epoch) {
-  const BindRequest request{session};
-  return bind(Op::kAttach, epoch.value, 0, &request, sizeof(request), "attach");
-}
-
-Result<SessionInfo> Connection::claim(const SessionId& session, Epoch current,
-                                      bool if_uncommitted) {
-  const BindRequest request{session};
-  return bind(Op::kClaim, current.value, if_uncommitted ? kIfUncommitted : 0, &request,
-              sizeof(request), "hand the VM over");
-}
-
-Result<void> Connection::commit() {
-  const Result<FrameHeader> reply =
-      call(request(Op::kCommit, next_seq_++), nullptr, 0, nullptr, 0, "commit the handover");
-  if (!reply) return reply.error();
-  return {};
-}
-
-Result<void> Connection::drop() {
-  const Result<FrameHeader> reply =
-      call(request(Op::kDrop, next_seq_++), nullptr, 0, nullptr, 0, "drop the session");
-  if (!reply) return reply.error();
-  return {};
+  if (Result<void> sent = send_attach(session, epoch); !sent) return sent.error();
+  return receive_attach();
 }
 
 Result<SessionInfo> Connection::stat() {
-  return bind(Op::kStat, epoch_.value, 0, nullptr, 0, "tell its figures");
+  if (Result<void> sent = send_call(Op::kStat, epoch_, nullptr, 0); !sent) return sent.error();
+  return receive_bound("tell its figures");
+}
+
+Result<void> Connection::drop() {
+  if (Result<void> sent = send_call(Op::kDrop, epoch_, nullptr, 0); !sent) return sent;
+  const Result<FrameHeader> reply = receive_call(nullptr);
+  if (!reply) return reply.error();
+  if (reply->status != 0) return refusal(static_cast<Status>(reply->status), "drop the session");
+  return {};
+}
+
+Result<void> Connection::send_ownership(Op op, const SessionId& session, Epoch epoch,
+                                        const Ticket& ticket) {
+  const BindRequest request{session, ticket};
+  const bool bound = op == Op::kCommit || op == Op::kDrop;
+  return send_call(op, epoch, &request, bound ? 0 : sizeof(request));
+}
+
+Result<OwnershipInfo> Connection::receive_ownership() {
+  OwnershipInfo info;
+  const bool binds = called_ == Op::kOpen || called_ == Op::kClaim || called_ == Op::kReclaim;
+  const Result<FrameHeader> reply = receive_call(binds ? &info.figures : nullptr);
+  if (!reply) return reply.error();
+  info.status = static_cast<Status>(reply->status);
+  info.epoch = Epoch{reply->epoch};
+  return info;
+}
+
+Result<OwnershipInfo> Connection::ask_ownership(Op op, const SessionId& session, Epoch epoch,
+                                                const Ticket& ticket) {
+  if (Result<void> sent = send_ownership(op, session, epoch, ticket); !sent) return sent.error();
+  return receive_ownership();
+}
+
+Result<OwnershipInfo> Connection::ask_open(const OpenRequest& request) {
+  if (Result<void> sent = send_call(Op::kOpen, Epoch{}, &request, sizeof(request)); !sent) {
+    return sent.error();
+  }
+  return receive_ownership();
 }
 
 }  // namespace kintsugi::wire

@@ -47,8 +47,16 @@ struct ConnectOptions {
   Canceller* canceller = nullptr;  // may be null; outlives the connection
 };
 
-// What Open, Attach, Claim and Stat answer.
+// What Open, Attach and Stat answer.
 struct SessionInfo {
+  Epoch epoch;
+  SessionReply figures;
+};
+
+// What a request about ownership is answered: any status is an answer. `epoch` counts with kOk and
+// kStale, `figures` with kOk of Open, Claim and Reclaim.
+struct OwnershipInfo {
+  Status status = Status::kOk;
   Epoch epoch;
   SessionReply figures;
 };
@@ -75,12 +83,22 @@ class Connection {
   // pipelined requests are outstanding. A refusal's Error carries status_errno().
   [[nodiscard]] Result<SessionInfo> open(const OpenRequest& request);
   [[nodiscard]] Result<SessionInfo> attach(const SessionId& session, Epoch epoch);
-  // Without `if_uncommitted`, `current` must be the session's epoch.
-  [[nodiscard]] Result<SessionInfo> claim(const SessionId& session, Epoch current,
-                                          bool if_uncommitted);
-  [[nodiscard]] Result<void> commit();
   [[nodiscard]] Result<void> drop();
   [[nodiscard]] Result<SessionInfo> stat();
+
+  // The same in two halves, so that many servers can be asked at once by one thread.
+  [[nodiscard]] Result<void> send_attach(const SessionId& session, Epoch epoch);
+  [[nodiscard]] Result<SessionInfo> receive_attach();
+  // Offer, Claim, Reclaim, Commit and Drop of the ownership protocol (lib/handover). Offer, Commit
+  // and Drop need the connection to be bound in `epoch`. Errors: no answer, so that it may or may
+  // not have taken effect.
+  [[nodiscard]] Result<void> send_ownership(Op op, const SessionId& session, Epoch epoch,
+                                            const Ticket& ticket);
+  [[nodiscard]] Result<OwnershipInfo> receive_ownership();
+  [[nodiscard]] Result<OwnershipInfo> ask_ownership(Op op, const SessionId& session, Epoch epoch,
+                                                    const Ticket& ticket);
+  // The same for an Open, whose payload is longer.
+  [[nodiscard]] Result<OwnershipInfo> ask_open(const OpenRequest& request);
 
   // Fills a request's header for this binding.
   [[nodiscard]] FrameHeader request(Op op, std::uint64_t seq) const;
@@ -102,10 +120,10 @@ class Connection {
   Connection(int fd, std::string name, const ConnectOptions& options);
   [[nodiscard]] Result<void> wait(short events, const char* doing);
   [[nodiscard]] Result<void> check_reply(const FrameHeader& header) const;
-  [[nodiscard]] Result<FrameHeader> call(FrameHeader header, const void* payload, std::size_t bytes,
-                                         void* answer, std::size_t answer_bytes, const char* what);
-  [[nodiscard]] Result<SessionInfo> bind(Op op, std::uint64_t epoch, std::uint16_t flags,
-                                         const void* payload, std::size_t bytes, const char* what);
+  [[nodiscard]] Result<void> send_call(Op op, Epoch epoch, const void* payload, std::size_t bytes);
+  // The answer to the last send_call(); `figures`, if not null, is what kOk carries. Binds.
+  [[nodiscard]] Result<FrameHeader> receive_call(SessionReply* figures);
+  [[nodiscard]] Result<SessionInfo> receive_bound(const char* what);
   [[nodiscard]] Result<void> hello();
 
   int fd_;
@@ -115,6 +133,7 @@ class Connection {
   Epoch epoch_;
   std::uint32_t tag_bytes_ = 0;
   std::uint64_t next_seq_ = 1;
+  Op called_ = Op::kHello;  // by the last send_call()
 };
 
 }  // namespace kintsugi::wire

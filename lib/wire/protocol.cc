@@ -30,6 +30,8 @@ bool request_length_ok(const FrameHeader& header, std::uint32_t tag_bytes) {
       return has_payload_length(header, sizeof(OpenRequest));
     case Op::kAttach:
     case Op::kClaim:
+    case Op::kReclaim:
+    case Op::kOffer:
       return has_payload_length(header, sizeof(BindRequest));
     case Op::kPut:
       return page_range_ok(header, kMaxPagesPerFrame) &&
@@ -55,6 +57,7 @@ bool reply_length_ok(const FrameHeader& header, std::uint32_t tag_bytes) {
     case Op::kOpen:
     case Op::kAttach:
     case Op::kClaim:
+    case Op::kReclaim:
     case Op::kStat:
       return has_payload_length(header, ok ? sizeof(SessionReply) : 0);
     case Op::kGet: {
@@ -67,6 +70,7 @@ bool reply_length_ok(const FrameHeader& header, std::uint32_t tag_bytes) {
              content / (kPageSize + tag_bytes) <= header.count;
     }
     case Op::kCommit:
+    case Op::kOffer:
     case Op::kPut:
     case Op::kDiscard:
     case Op::kDrop:
@@ -104,6 +108,10 @@ const char* status_text(Status status) {
       return "it has as many sessions or connections as it may have";
     case Status::kInternal:
       return "it failed inside: see the memory server's log";
+    case Status::kStale:
+      return "an earlier request of this host took effect unanswered: ask again";
+    case Status::kGone:
+      return "the session was ended there";
   }
   return "it answered with an unknown status";
 }
@@ -132,6 +140,10 @@ int status_errno(Status status) {
       return EUSERS;
     case Status::kInternal:
       return EREMOTEIO;
+    case Status::kStale:
+      return EAGAIN;
+    case Status::kGone:
+      return EIDRM;
   }
   return EPROTO;
 }
@@ -141,8 +153,7 @@ Result<void> check_header(const FrameHeader& header, bool reply, std::uint32_t t
     return make_error(EPROTO, "this is not the Kintsugi page protocol (magic {:#010x})",
                       header.magic);
   }
-  const unsigned known = kReply | kIfUncommitted;
-  if ((header.flags & ~known) != 0 || ((header.flags & kReply) != 0) != reply) {
+  if ((header.flags & ~unsigned{kReply}) != 0 || ((header.flags & kReply) != 0) != reply) {
     return make_error(EPROTO, "frame with unexpected flags {:#x}", header.flags);
   }
   if (header.reserved != 0 || (reply && header.mask != 0)) {

@@ -5,8 +5,9 @@
 // A connection carries frames in both directions. A frame is a FrameHeader, little-endian, and
 // `length` bytes of payload. Requests are pipelined and answered in their order; each answer
 // repeats its request's `seq` and `op` with kReply set. The first frame of a connection is Hello; a
-// connection is then bound to a session by Open, Attach or Claim, and from then on only speaks for
-// that session, in the epoch that the binding answer named.
+// connection is then bound to a session by Open, Attach, Claim or Reclaim, and from then on only
+// speaks for that session, in the epoch that the last binding answer named. Who may ask for what is
+// docs/ownership.md's subject.
 #pragma once
 
 #include <array>
@@ -23,32 +24,33 @@ static_assert(std::endian::native == std::endian::little,
               "frames are copied to and from memory as they are");
 
 inline constexpr std::uint32_t kMagic = 0x3147534b;  // "KSG1"
-inline constexpr std::uint16_t kVersion = 1;         // the only one so far
+inline constexpr std::uint16_t kVersion = 2;         // the only one spoken
 // Pages that one Put or Get may carry: bounds a frame at 1 MiB of content.
 inline constexpr std::uint32_t kMaxPagesPerFrame = 256;
 // Bytes of opaque tag that a page may carry (a nonce and a MAC, say). 0 in most sessions.
 inline constexpr std::uint32_t kMaxTagBytes = 64;
+inline constexpr std::size_t kMaxArbiterBytes = 256;
 inline constexpr std::uint32_t kMaxPayloadBytes =
     kMaxPagesPerFrame * (static_cast<std::uint32_t>(kPageSize) + kMaxTagBytes) + 64;
 
 enum class Op : std::uint16_t {
-  kHello = 1,    // client's version range; answer: chosen version, what the server has free
-  kOpen = 2,     // create a session and reserve its capacity; binds
-  kAttach = 3,   // bind one more connection to a session, in the epoch given
-  kClaim = 4,    // take a session over: raises its epoch, fences all older ones; binds
-  kCommit = 5,   // the claiming side owns the VM for good; answered by the arbiter server
-  kPut = 6,      // store pages
-  kGet = 7,      // read pages; they stay until Discard or a newer Put
-  kDiscard = 8,  // forget pages
-  kDrop = 9,     // end the session and free everything
-  kStat = 10,    // figures of the bound session
-  // 11..31 are kept for server-to-server transfer, replicas and STARTTLS.
+  kHello = 1,     // client's version range; answer: chosen version, what the server has free
+  kOpen = 2,      // create a session, reserve its capacity and offer it; binds
+  kAttach = 3,    // bind the connection to a session, in the epoch given
+  kClaim = 4,     // the destination takes an offered session over: raises its epoch; binds
+  kCommit = 5,    // the claiming side owns the VM for good
+  kPut = 6,       // store pages
+  kGet = 7,       // read pages; they stay until Discard or a newer Put
+  kDiscard = 8,   // forget pages, but for newer ones
+  kDrop = 9,      // end the session and free everything; a tombstone stays
+  kStat = 10,     // figures of the bound session
+  kOffer = 11,    // the owner lets whoever shows the ticket claim
+  kReclaim = 12,  // the owner takes an offer back, claimed or not; binds. In epoch 0: only asks
+  // 13..31 are kept for server-to-server transfer, replicas and STARTTLS.
 };
 
 enum FrameFlags : std::uint16_t {
   kReply = 1u << 0,
-  // Claim: only if no one has committed the session; else kCommitted is answered.
-  kIfUncommitted = 1u << 1,
 };
 
 enum class Status : std::uint32_t {
@@ -56,13 +58,15 @@ enum class Status : std::uint32_t {
   kVersion = 1,     // no common protocol version
   kBadRequest = 2,  // malformed, or not allowed in this state of the connection
   kNoSession = 3,   // no such session here
-  kExists = 4,      // Open: the session is there already
+  kExists = 4,      // Open: the session is there already, or its tombstone
   kFull = 5,        // Open: not that much capacity; Put: beyond the session's capacity
   kQuota = 6,       // Open: more than one VM may have here
-  kFenced = 7,      // the epoch is old: another host has taken this VM over
-  kCommitted = 8,   // Claim with kIfUncommitted: the VM already runs elsewhere
+  kFenced = 7,      // the epoch is not the one that may ask for this
+  kCommitted = 8,   // Reclaim: the VM already runs elsewhere
   kTooMany = 9,     // sessions or connections beyond the server's bound
   kInternal = 10,   // the server could not do it; its log says why
+  kStale = 11,  // Reclaim: only the asker itself has raised the epoch, to the reply's: ask again
+  kGone = 12,   // the session was ended; Reclaim: nobody has committed it, and nobody can
 };
 
 // What each status means and what to change, as the end of a sentence for a user.
@@ -71,6 +75,7 @@ enum class Status : std::uint32_t {
 [[nodiscard]] int status_errno(Status status);
 
 using SessionId = std::array<std::uint8_t, 16>;  // random; names a VM's memory on all its servers
+using Ticket = std::array<std::uint8_t, 16>;     // random; of one attempt to hand the VM over
 
 struct FrameHeader {
   std::uint32_t magic = kMagic;
@@ -84,7 +89,8 @@ struct FrameHeader {
   std::uint32_t count = 0;   // pages
   std::uint32_t reserved = 0;
   // Put: the version the pages get. Servers keep the highest; a Put that is older than what is
-  // stored is answered kOk and ignored. Get reply: the lowest version among the pages returned.
+  // stored is answered kOk and ignored. Discard: pages of a higher version stay. Get reply: the
+  // lowest version among the pages returned.
   std::uint64_t version = 0;
   // Put: which of the pages are sent, bit i for page + i; then there are at most 64. 0: all.
   std::uint64_t mask = 0;
@@ -117,25 +123,31 @@ struct OpenRequest {
   std::uint32_t tag_bytes = 0;       // per page, <= kMaxTagBytes
   std::uint32_t reserved = 0;
   char name[64] = {};  // of the VM, for people; NUL-terminated
+  Ticket ticket{};     // the first offer; an Open with the same one is the same Open once more
+  // URI of the server that decides who owns the VM; empty: this one. NUL-terminated.
+  char arbiter[kMaxArbiterBytes] = {};
 };
-static_assert(sizeof(OpenRequest) == 104);
+static_assert(sizeof(OpenRequest) == 376);
 
-// Payload of Attach, Claim: which session. Attach's epoch is in the header and must be current.
-// Claim without kIfUncommitted needs the current epoch in the header too.
+// Payload of Attach, Claim, Reclaim and Offer: which session, and for Claim and Offer the ticket.
+// The epoch is in the header.
 struct BindRequest {
   SessionId session{};
+  Ticket ticket{};
 };
-static_assert(sizeof(BindRequest) == 16);
+static_assert(sizeof(BindRequest) == 32);
 
-// Payload of the replies to Open, Attach, Claim and Stat. The header's epoch is the session's.
+// Payload of the replies to Open, Attach, Claim, Reclaim and Stat. The header's epoch is the
+// session's.
 struct SessionReply {
   std::uint64_t capacity_pages = 0;
   std::uint64_t used_pages = 0;
   std::uint64_t vm_pages = 0;
   std::uint32_t tag_bytes = 0;
-  std::uint32_t committed = 0;  // 1 once Commit was answered
+  std::uint32_t committed = 0;     // 1 once Commit was granted
+  std::uint64_t last_version = 0;  // the highest that was ever stored; 0: none
 };
-static_assert(sizeof(SessionReply) == 32);
+static_assert(sizeof(SessionReply) == 40);
 
 // Put payload:  put_pages() * kPageSize bytes of pages, then put_pages() * tag_bytes of tags.
 constexpr std::uint32_t put_pages(const FrameHeader& put) {

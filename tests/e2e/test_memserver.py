@@ -88,7 +88,7 @@ def test_capacity_is_enforced(server: MemServer) -> None:
     with client_of(server) as first, client_of(server) as second:
         assert first.open(SESSION, total + 1).status == Status.FULL
         assert first.open(SESSION, total - 10).status == Status.OK
-        assert second.open(SESSION, 1).status == Status.EXISTS
+        assert second.open(SESSION, 1, ticket=b"x" * 16).status == Status.EXISTS
         assert second.open(bytes(16), 11).status == Status.FULL
         assert second.open(bytes(16), 10).status == Status.OK
 
@@ -108,7 +108,8 @@ def test_stale_epoch_is_fenced(server: MemServer) -> None:
         source.open(SESSION, 16)
         assert more.attach(SESSION, source.epoch).status == Status.OK
         source.put(3, page(1))
-        assert destination.claim(SESSION).status == Status.OK
+        assert destination.claim(SESSION, source.epoch, b"x" * 16).status == Status.FENCED
+        assert destination.claim(SESSION, source.epoch).status == Status.OK
         assert destination.epoch > source.epoch
         for stale in (source, more):
             try:
@@ -118,7 +119,7 @@ def test_stale_epoch_is_fenced(server: MemServer) -> None:
         assert stored(destination.get(3)) == page(1)
         assert destination.commit().status == Status.OK
         with client_of(server) as late:
-            assert late.claim(SESSION).status == Status.COMMITTED
+            assert late.reclaim(SESSION, source.epoch).status == Status.COMMITTED
         with client_of(server) as late:
             assert late.attach(SESSION, source.epoch).status == Status.FENCED
 
@@ -127,7 +128,7 @@ def test_restart_with_arena(make_server: MakeServer) -> None:
     server = make_server(arena=True)
     client = client_of(server)
     client.open(SESSION, 1024)
-    client.claim(SESSION)
+    client.claim(SESSION, client.epoch)
     client.commit()
     for index in range(100):
         client.put(index, page(index), version=index + 1)
@@ -135,10 +136,11 @@ def test_restart_with_arena(make_server: MakeServer) -> None:
     client.close()
     server.start()
     with client_of(server) as again:
-        reply = again.claim(SESSION, epoch=client.epoch, flags=0)
-        assert reply.status == Status.OK and reply.epoch > client.epoch
-        capacity, used, _, _, committed = SESSION_REPLY.unpack(reply.payload)
-        assert (capacity, used, committed) == (1024, 100, 1)
+        assert again.reclaim(SESSION, client.epoch - 1).status == Status.COMMITTED
+        reply = again.attach(SESSION, client.epoch)
+        assert reply.status == Status.OK
+        capacity, used, _, _, committed, version = SESSION_REPLY.unpack(reply.payload)
+        assert (capacity, used, committed, version) == (1024, 100, 1, 100)
         for index in range(100):
             assert stored(again.get(index)) == page(index)
 

@@ -26,8 +26,8 @@ from kintsugi.qmp import QmpError
 from kintsugi.split import SplitSetup, query_split, wait_connecting
 from kintsugi.util import MIB, DeadlineError, Work, poll_until
 from kintsugi.vm import VmConfig
-from kintsugi.wire import Op
-from kintsugi.wiretap import WireTap
+from kintsugi.wire import Op, Status
+from kintsugi.wiretap import Tap, WireTap
 
 pytestmark = pytest.mark.split
 MakeSetup = Callable[..., SplitSetup]
@@ -465,6 +465,7 @@ def test_nobody_knows_who_owns_the_vm(handover: tuple[SplitSetup, WireTap]) -> N
     setup, tap = handover
 
     def vanish(_: object) -> bool:
+        tap.refuse()    # before the source asks
         setup.vms[-1].process.kill()
         tap.cut()
         return False
@@ -475,7 +476,73 @@ def test_nobody_knows_who_owns_the_vm(handover: tuple[SplitSetup, WireTap]) -> N
                lambda: query_split(setup.source)["phase"] == "in-doubt", 60)
     assert not setup.source.qmp.execute("query-status")["running"]
     assert query_split(setup.source)["error-desc"]
+    with pytest.raises(QmpError, match="migrate-split-take-back"):
+        setup.source.qmp.execute("cont")
     # The operator knows that the destination is dead.
-    setup.source.qmp.execute("cont")
+    setup.source.qmp.execute("migrate-split-take-back")
+    setup.source.wait_status("running", 60)
+    assert query_split(setup.source)["phase"] == "failed"
     setup.source.guest.wait_beats()
     setup.source.guest.verify()
+    with pytest.raises(QmpError, match="no doubt"):
+        setup.source.qmp.execute("migrate-split-take-back")
+
+
+@pytest.mark.parametrize("owner", ["source", "destination"])
+def test_a_source_in_doubt_asks_until_it_is_answered(handover: tuple[SplitSetup, WireTap],
+                                                     owner: str) -> None:
+    """The stream breaks and the deciding server is out of reach: when it is back, so is the VM, or
+    the source learns that it runs elsewhere."""
+    setup, tap = handover
+
+    def vanish(_: object) -> bool:
+        tap.refuse()    # before the source asks
+        setup.vms[-1].process.kill()
+        tap.cut()
+        return False
+
+    if owner == "source":
+        tap.on_request[Op.CLAIM] = vanish
+    else:
+        tap.on_reply[Op.COMMIT] = vanish
+    start_through(setup, tap)
+    poll_until("the migration is in doubt",
+               lambda: query_split(setup.source)["phase"] == "in-doubt", 60)
+    assert not setup.source.qmp.execute("query-status")["running"]
+    tap.mend()
+    if owner == "source":
+        setup.source.wait_status("running", 60)
+        assert query_split(setup.source)["phase"] == "failed"
+        setup.source.guest.wait_beats()
+        setup.source.guest.verify()
+        return
+    setup.source.wait_status("postmigrate", 60)
+    assert query_split(setup.source)["phase"] == "completed"
+    with pytest.raises(QmpError, match="never run"):
+        setup.source.qmp.execute("cont")
+
+
+def test_a_late_destination_cannot_commit(handover: tuple[SplitSetup, WireTap]) -> None:
+    """The stream breaks while the destination's first Claim is on its way: the source takes the VM
+    back and runs it, and only then the Claim reaches the server."""
+    setup, tap = handover
+    resumed = Event()
+    late: list[Tap] = []
+
+    def hold(claim: Tap) -> bool:
+        tap.on_request.pop(Op.CLAIM)
+        late.append(claim)
+        setup.source.qmp.execute("migrate_cancel")
+        setup.source.wait_status("running", 60)
+        resumed.set()
+        return True
+
+    tap.on_request[Op.CLAIM] = hold
+    start_through(setup, tap)
+    assert resumed.wait(60)
+    poll_until("the Claim is answered", lambda: bool(late[0].refused), 60)
+    op, status = late[0].refused[0]
+    assert op == Op.CLAIM and status in (Status.FENCED, Status.GONE)
+    setup.source.guest.wait_beats()
+    setup.source.guest.verify()
+    setup.check_retry_succeeds()

@@ -8,10 +8,13 @@ import pathlib
 import struct
 
 MAGIC = 0x3147534B
-HELLO, OPEN, ATTACH, CLAIM, COMMIT, PUT, GET, DISCARD, DROP, STAT = range(1, 11)
-REPLY, IF_UNCOMMITTED = 1, 2
+HELLO, OPEN, ATTACH, CLAIM, COMMIT, PUT, GET, DISCARD, DROP, STAT, OFFER, RECLAIM = range(1, 13)
+REPLY = 1
+VERSION = 2
 PAGE = 4096
 ID = bytes(range(16))
+TICKET = bytes(range(16, 32))
+BIND = ID + TICKET
 
 
 def frame(op, payload=b"", *, flags=0, status=0, seq=1, epoch=0, page=0, count=0, version=0,
@@ -21,7 +24,8 @@ def frame(op, payload=b"", *, flags=0, status=0, seq=1, epoch=0, page=0, count=0
 
 
 def open_request(session=ID, vm_pages=300, capacity=6, tag_bytes=0, name=b"vm"):
-    return session + struct.pack("<QQII64s", vm_pages, capacity, tag_bytes, 0, name)
+    return session + struct.pack("<QQII64s16s256s", vm_pages, capacity, tag_bytes, 0, name, TICKET,
+                                 b"unix:/arbiter")
 
 
 def put(page, count, version, epoch=1, tag_bytes=0):
@@ -39,15 +43,16 @@ def send(client, data, pieces=40):
 
 
 def server_seeds():
-    hello = frame(HELLO, struct.pack("<HHI", 1, 1, 0))
+    hello = frame(HELLO, struct.pack("<HHI", VERSION, VERSION, 0))
     opened = hello + frame(OPEN, open_request())
     yield "hello", send(0, hello)
-    yield "hello_newer", send(0, frame(HELLO, struct.pack("<HHI", 2, 9, 0)))
+    yield "hello_newer", send(0, frame(HELLO, struct.pack("<HHI", VERSION + 1, 9, 0)))
     yield "garbage", send(0, b"GET / HTTP/1.1\r\n\r\n" * 8)
     yield "open_full", send(0, hello + frame(OPEN, open_request(capacity=41)) +
                             frame(OPEN, open_request(capacity=40)))
     yield "put_get_discard", send(0, opened + put(3, 2, 5) + frame(GET, epoch=1, page=0, count=9) +
-                                  put(4, 1, 4) + frame(DISCARD, epoch=1, page=0, count=300) +
+                                  put(4, 1, 4) +
+                                  frame(DISCARD, epoch=1, page=0, count=300, version=4) +
                                   frame(STAT, epoch=1))
     yield "tags", send(0, hello + frame(OPEN, open_request(tag_bytes=28)) +
                        put(0, 3, 1, tag_bytes=28) + frame(GET, epoch=1, page=1, count=64))
@@ -55,27 +60,32 @@ def server_seeds():
     yield "put_mask", send(0, opened + frame(PUT, bytes(2 * PAGE), epoch=1, page=3, count=64,
                                              version=1, mask=1 << 63 | 1))
     yield "put_over_capacity", send(0, opened + put(0, 6, 1) + put(6, 1, 1))
-    claim = hello + frame(CLAIM, ID, flags=IF_UNCOMMITTED)
+    claim = hello + frame(CLAIM, BIND, epoch=1)
+    reclaim = frame(RECLAIM, BIND, epoch=1)
     yield "handover", (send(0, opened + put(0, 4, 1)) + send(1, claim) + send(0, put(0, 1, 2)) +
                        send(1, frame(COMMIT, epoch=2) + frame(GET, epoch=2, page=0, count=4)) +
                        send(2, claim) + send(1, frame(DROP, epoch=2)))
+    yield "taken_back", (send(0, opened) + send(1, claim) + send(0, reclaim + reclaim) +
+                         send(0, frame(OFFER, BIND, epoch=3)) +
+                         send(1, frame(CLAIM, BIND, epoch=3)) + send(0, frame(DROP, epoch=3)) +
+                         send(2, hello + reclaim + frame(ATTACH, BIND, epoch=3)))
     flying = put(0, 6, 9)
     yield "fenced_in_flight", (send(0, opened) + send(0, flying[:20000]) + send(1, claim) +
                                send(0, flying[20000:]))
     yield "attach_and_drop", (send(0, opened) +
-                              send(1, hello + frame(ATTACH, ID, epoch=1) + put(7, 1, 1)) +
+                              send(1, hello + frame(ATTACH, BIND, epoch=1) + put(7, 1, 1)) +
                               send(0, frame(DROP, epoch=1)) + send(1, frame(STAT, epoch=1)))
     yield "hang_up_in_put", (send(0, opened + put(0, 6, 1)[:9000]) + bytes([63 << 2]) +
                               send(0, claim))
-    yield "claim_again", send(0, opened + frame(CLAIM, ID, epoch=1) + put(1, 1, 1, epoch=2))
+    yield "claim_again", send(0, opened + frame(CLAIM, BIND, epoch=1) + put(1, 1, 1, epoch=2))
     yield "never_reads", (send(0, opened + put(0, 6, 1)) +
                           bytes([60 << 2]) + struct.pack("<H", 64 * 200) +
                           frame(GET, epoch=1, page=0, count=256) * 200)
 
 
 def client_seeds():
-    hello = frame(HELLO, struct.pack("<HHIQQ16s", 1, 1, 0, 100, 50, ID), flags=REPLY)
-    figures = struct.pack("<QQQII", 100, 3, 100, 0, 0)
+    hello = frame(HELLO, struct.pack("<HHIQQ16s", VERSION, VERSION, 0, 100, 50, ID), flags=REPLY)
+    figures = struct.pack("<QQQIIQ", 100, 3, 100, 0, 0, 7)
     opened = hello + frame(OPEN, figures, flags=REPLY, seq=2, epoch=1)
     stat = opened + frame(STAT, figures, flags=REPLY, seq=3, epoch=1)
     yield "empty", b""
@@ -105,7 +115,7 @@ def handover_seeds():
     inner = plan(48, [(1, 0), (1, 1), (1, 2)])
     server = struct.pack("<H7sQQ", 7, b"tcp:a:1", 64, 1)
     ranks = struct.pack("<Q3H", 3, 200, 3, 0)
-    handover = struct.pack("<IHBB16sQQQQ", 0x4B53504C, 1, 1, 2, ID, 48, 16, 32, 16) \
+    handover = struct.pack("<IHBB16s16sQQQQ", 0x4B53504C, 2, 1, 2, ID, TICKET, 48, 16, 32, 16) \
         + 2 * server + struct.pack("<Q", len(inner)) + inner + ranks
     yield "handover", b"\0" + handover
     yield "handover_cut", b"\0" + handover[:-3]

@@ -37,6 +37,7 @@ struct Fixture {
     arena = std::move(*Arena::open(options));
     SessionLimits limits;
     limits.quota = PageCount{40};
+    limits.tombstone_timeout = std::chrono::seconds(0);  // the next input uses the ids again
     sessions = std::move(*Sessions::create(arena.get(), limits));
     all_slots = arena->free_slots();
   }
@@ -90,8 +91,9 @@ class Client {
       check(wire::check_header(header, true, tag_bytes_).ok(), "a malformed answer");
       at += sizeof(header);
       check(output_.size() - at >= header.length, "an answer cut short");
-      const bool binds = header.op >= static_cast<std::uint16_t>(wire::Op::kOpen) &&
-                         header.op <= static_cast<std::uint16_t>(wire::Op::kClaim);
+      const auto op = static_cast<wire::Op>(header.op);
+      const bool binds = op == wire::Op::kOpen || op == wire::Op::kAttach ||
+                         op == wire::Op::kClaim || op == wire::Op::kReclaim;
       if (binds && header.status == 0) {
         wire::SessionReply figures;
         check(wire::read_payload({output_.data() + at, header.length}, &figures), "figures");
@@ -152,8 +154,9 @@ void run(std::span<const std::uint8_t> input) {
   check(fixture.sessions->reserved().value == reserved && reserved <= 64, "reservations");
   for (const std::shared_ptr<Session>& session : fixture.sessions->list()) {
     check(session->end_by_operator(true), "dropping");
-    fixture.sessions->reclaim(session);
+    fixture.sessions->free_ended(session);
   }
+  fixture.sessions->expire();  // the tombstones
   check(fixture.arena->free_slots() == fixture.all_slots, "slots are lost after all drops");
   check(fixture.sessions->reserved().value == 0, "reservations after all drops");
 }

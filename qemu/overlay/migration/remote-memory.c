@@ -19,6 +19,7 @@
 #include "block/block-global-state.h"
 #include "block/block_int-common.h"
 #include "block/graph-lock.h"
+#include "block/thread-pool.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "hw/core/cpu.h"
@@ -37,6 +38,7 @@
 #include "qemu/units.h"
 #include "system/cpus.h"
 #include "system/cpu-timers.h"
+#include "system/reset.h"
 #include "system/runstate.h"
 #include "system/runstate-action.h"
 #include "system/system.h"
@@ -52,9 +54,14 @@ static struct {
     SplitLayout *layout;
     bool started;
     bool committed;
+    bool was_reset; /* between the plan and the start */
+    /* Of remote_memory_commit(), while it waits for the arbiter */
+    bool committing;
+    QemuEvent commit_over;
     /* Servers that are lost, and whether the VM is stopped for them */
     unsigned lost;
     bool stopped;
+    bool pages_lost; /* since the VM was stopped: it does not go on by itself */
     Notifier shutdown;
     VMChangeStateEntry *vm_state;
     QEMUBH *stop_bh;
@@ -100,7 +107,7 @@ static void go_on_with_server(void)
 typedef struct ServerNews {
     char *uri;
     char *error;
-    bool lost;
+    KsServerState state;
 } ServerNews;
 
 /* News in the order they came in.  Filled by pager threads. */
@@ -121,17 +128,26 @@ static void server_news_free(ServerNews *news)
 
 static void handle_server_news(const ServerNews *news)
 {
-    if (news->lost) {
+    switch (news->state) {
+    case KS_SERVER_LOST:
         remote.lost++;
         qapi_event_send_remote_memory_server_lost(news->uri, news->error);
         stop_for_server();
-        return;
-    }
-    assert(remote.lost);
-    remote.lost--;
-    qapi_event_send_remote_memory_server_back(news->uri);
-    if (!remote.lost) {
-        go_on_with_server();
+        break;
+    case KS_SERVER_PAGES_LOST:
+        /* Still lost; only the operator can make it go on. */
+        remote.pages_lost = true;
+        qapi_event_send_remote_memory_pages_lost(news->uri, news->error);
+        error_report("remote memory: %s", news->error);
+        break;
+    case KS_SERVER_CONNECTED:
+        assert(remote.lost);
+        remote.lost--;
+        qapi_event_send_remote_memory_server_back(news->uri);
+        if (!remote.lost && !remote.pages_lost) {
+            go_on_with_server();
+        }
+        break;
     }
 }
 
@@ -171,12 +187,12 @@ static void on_server_event(void *opaque, const KsServerEvent *event)
 {
     ServerNews *news = g_new0(ServerNews, 1);
 
-    trace_remote_memory_server(event->uri, event->lost, event->error);
+    trace_remote_memory_server(event->uri, event->state, event->error);
     news->uri = g_strdup(event->uri);
     news->error = g_strdup(event->error);
-    news->lost = event->lost;
+    news->state = event->state;
     WITH_QEMU_LOCK_GUARD(&inbox.lock) {
-        if (event->lost && inbox.quitting) {
+        if (event->state == KS_SERVER_LOST && inbox.quitting) {
             end_at_once();
         }
         g_queue_push_tail(inbox.news, news);
@@ -207,6 +223,8 @@ static void on_vm_state(void *opaque, bool running, RunState state)
 {
     if (running && remote.lost) {
         qemu_bh_schedule(remote.stop_bh);
+    } else if (running) {
+        remote.pages_lost = false;
     }
 }
 
@@ -331,6 +349,12 @@ static bool coroutine_fn check_write_protection(Error **errp)
     return true;
 }
 
+/* Firmware may have been put where remote memory is to be. */
+static void on_reset(void *opaque)
+{
+    remote.was_reset = true;
+}
+
 static int load_plan(QEMUFile *f)
 {
     g_autofree void *plan = NULL;
@@ -351,6 +375,8 @@ static int load_plan(QEMUFile *f)
         inbox.news = g_queue_new();
         inbox.bh = qemu_bh_new(server_news_bh, NULL);
         remote.stop_bh = qemu_bh_new(stop_bh, NULL);
+        qemu_event_init(&remote.commit_over, true);
+        qemu_register_reset(on_reset, NULL);
     }
     plan = get_blob(f, &bytes);
     if (!plan) {
@@ -381,7 +407,7 @@ static int load_plan(QEMUFile *f)
     if (!remote.pager) {
         return load_error(&err);
     }
-    if (ks_pager_check_servers(remote.pager, &err) < 0) {
+    if (ks_pager_connect(remote.pager, &err) < 0) {
         return load_error(&err);
     }
     for (unsigned i = 0; i < remote.layout->count; i++) {
@@ -398,6 +424,7 @@ static int load_plan(QEMUFile *f)
         return -EBUSY;
     }
     remote.discard_required = true;
+    remote.was_reset = false;
     trace_remote_memory_plan(remote.layout->pages);
     return 0;
 }
@@ -423,6 +450,9 @@ static int load_changes(QEMUFile *f, bool end)
     }
     if (!end) {
         return 0;
+    }
+    if (remote.was_reset && ks_pager_discard_remote(remote.pager, &err) < 0) {
+        return load_error(&err);
     }
     if (ks_pager_start(remote.pager, &err) < 0) {
         return load_error(&err);
@@ -468,9 +498,20 @@ int remote_memory_load(QEMUFile *f, void *opaque, int version_id)
     }
 }
 
-bool remote_memory_commit(Error **errp)
+/* On a thread of the pool: the arbiter may take any time to answer. */
+static int commit_work(void *opaque)
+{
+    KsError *err = opaque;
+    int ret = ks_pager_commit(remote.pager, err);
+
+    qemu_event_set(&remote.commit_over);
+    return ret;
+}
+
+bool coroutine_fn remote_memory_commit(Error **errp)
 {
     KsError err = {};
+    int ret;
 
     if (!remote.pager) {
         return true;
@@ -479,13 +520,22 @@ bool remote_memory_commit(Error **errp)
         error_setg(errp, "the stream ended before the remote memory's end");
         return false;
     }
-    if (ks_pager_commit(remote.pager, &err) < 0) {
+    qemu_event_reset(&remote.commit_over);
+    remote.committing = true;
+    ret = thread_pool_submit_co(commit_work, &err);
+    remote.committing = false;
+    if (ret < 0) {
         error_setg(errp, "%s", err.message);
         return false;
     }
     remote.committed = true;
     trace_remote_memory_commit();
     return true;
+}
+
+bool remote_memory_give_up(void)
+{
+    return !remote.pager || ks_pager_give_up(remote.pager);
 }
 
 void remote_memory_cleanup(void)
@@ -498,6 +548,10 @@ void remote_memory_cleanup(void)
         notifier_remove(&remote.shutdown);
         qemu_del_vm_change_state_handler(remote.vm_state);
         remote.started = false;
+    }
+    if (remote.committing) {
+        ks_pager_cancel(remote.pager);
+        qemu_event_wait(&remote.commit_over);
     }
     /* Without a commit the sessions are the source's. */
     ks_pager_free(remote.pager, remote.committed);
@@ -519,6 +573,7 @@ static RemoteMemoryServer *server_info(unsigned i)
     ks_pager_server(remote.pager, i, &figures);
     server->uri = g_strdup(figures.uri);
     server->connected = figures.connected;
+    server->pages_lost = figures.pages_lost;
     server->error_desc = figures.connected ? NULL : g_strdup(figures.error);
     server->capacity = figures.capacity_pages;
     server->pages = figures.pages;

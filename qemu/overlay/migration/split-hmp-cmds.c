@@ -55,6 +55,14 @@ void hmp_migrate_split(Monitor *mon, const QDict *qdict)
     hmp_handle_error(mon, err);
 }
 
+void hmp_migrate_split_take_back(Monitor *mon, const QDict *qdict)
+{
+    Error *err = NULL;
+
+    qmp_migrate_split_take_back(&err);
+    hmp_handle_error(mon, err);
+}
+
 void hmp_info_migrate_split(Monitor *mon, const QDict *qdict)
 {
     g_autoptr(SplitMigrationInfo) info = qmp_query_migrate_split(NULL);
@@ -103,7 +111,8 @@ void hmp_info_remote_memory(Monitor *mon, const QDict *qdict)
                    info->page_outs, PageOutMethod_str(info->page_out),
                    info->page_out_reason);
     if (info->stopped) {
-        monitor_printf(mon, "The VM is stopped until all servers are back.\n");
+        monitor_printf(mon, "The VM is stopped until all servers are back "
+                       "with its pages.\n");
     }
     for (RemoteMemoryServerList *item = info->servers; item;
          item = item->next) {

@@ -64,6 +64,10 @@ static struct {
     bool had_return_path; /* the capability, before we set it */
     QemuThread end_thread; /* gives back what the last job had */
     bool ended; /* there is such a thread, and nobody has joined it */
+    /* While in doubt: asks the arbiter until it answers. */
+    QemuThread doubt_thread;
+    QemuSemaphore doubt_over; /* the operator knows who owns the VM */
+    bool resume; /* the VM ran when the handover began */
     /* Of a job that has ended */
     SplitTargetList *targets;
     unsigned sub_hosts;
@@ -225,6 +229,9 @@ static int split_save_complete(QEMUFile *f, void *opaque)
         return report_failure(&err);
     }
     account();
+    if (ks_split_end(split.job, &err) < 0) {
+        return report_failure(&err);
+    }
     split.handover_begun = true;
     trace_split_migration_handover();
     return put_changes(f, SPLIT_RECORD_END);
@@ -333,9 +340,10 @@ void split_migration_settle(MigrationState *s)
     }
     if (qatomic_read(&split.given_up)) {
         /* The destination said so: it cannot run the VM any more. */
+        ks_split_given_up(split.job);
         return;
     }
-    ret = ks_split_reclaim(split.job, &err);
+    ret = ks_split_settle(split.job, &err);
     trace_split_migration_settle(ret);
     if (!ret) {
         return;
@@ -347,9 +355,10 @@ void split_migration_settle(MigrationState *s)
         return;
     }
     split.in_doubt = g_strdup_printf(
-        "the migration broke during the handover and the first sub-host cannot "
-        "tell who owns the VM: %s. The VM stays paused here; continue it only "
-        "if the destination does not run it", err.message);
+        "the migration broke during the handover and it is not known yet who "
+        "owns the VM: %s. The VM stays paused here, and the first sub-host is "
+        "asked until it answers", err.message);
+    split.resume = runstate_is_live(s->vm_old_state);
     error_report("%s", split.in_doubt);
     s->vm_old_state = RUN_STATE_PAUSED;
 }
@@ -363,6 +372,13 @@ bool split_migration_may_run(Error **errp)
                    "here again");
         return false;
     }
+    if (split.in_doubt) {
+        error_setg(errp, "it is not known yet whether this VM runs on its new "
+                   "main host: the first sub-host is asked until it answers. "
+                   "If you have made sure that the new main host does not run "
+                   "it, give migrate-split-take-back");
+        return false;
+    }
     return true;
 }
 
@@ -374,12 +390,6 @@ bool split_migration_may_migrate(Error **errp)
     if (split.job && split.phase == SPLIT_PHASE_CONNECTING) {
         error_setg(errp, "a split migration is connecting to its sub-hosts: "
                    "cancel it or let it end");
-        return false;
-    }
-    if (split.phase == SPLIT_PHASE_IN_DOUBT &&
-        runstate_check(RUN_STATE_PAUSED)) {
-        error_setg(errp, "it is not known whether this VM runs on its new main "
-                   "host: make sure that it does not, and 'cont' it first");
         return false;
     }
     return true;
@@ -499,12 +509,95 @@ static void split_end(SplitPhase phase, const char *error)
         end->job = split.job;
         qatomic_set(&split.job, NULL);
     }
-    end->drop_sessions = phase != SPLIT_PHASE_COMPLETED &&
-                         phase != SPLIT_PHASE_IN_DOUBT;
+    end->drop_sessions = phase != SPLIT_PHASE_COMPLETED;
     trace_split_migration_end(SplitPhase_str(phase), error ?: "");
     qemu_thread_create(&split.end_thread, "split-end", end_job_thread, end,
                        QEMU_THREAD_JOINABLE);
     split.ended = true;
+}
+
+/*
+ * ---- In doubt -------------------------------------------------------------
+ *
+ * The end of the stream was sent, and neither the destination nor the arbiter
+ * has said who owns the VM.  The VM stays paused; the arbiter is asked until it
+ * answers, or until the operator knows.
+ */
+
+#define ASK_AGAIN_MS 2000
+
+/* The VM is this side's. */
+static void take_back(const char *why)
+{
+    Error *local_err = NULL;
+
+    g_clear_pointer(&split.in_doubt, g_free);
+    split_end(SPLIT_PHASE_FAILED, why);
+    if (!migration_block_activate(&local_err)) {
+        error_reportf_err(local_err, "migrate-split: ");
+    } else if (split.resume && runstate_check(RUN_STATE_PAUSED)) {
+        vm_start();
+    }
+}
+
+typedef struct DoubtSettled {
+    int ret;
+} DoubtSettled;
+
+static void doubt_settled_bh(void *opaque)
+{
+    g_autofree DoubtSettled *settled = opaque;
+
+    qemu_thread_join(&split.doubt_thread);
+    trace_split_migration_settle(settled->ret);
+    if (settled->ret == -ECANCELED) {
+        take_back("the migration broke during the handover, and the VM was "
+                  "taken back by force");
+    } else if (!settled->ret) {
+        take_back("the migration broke during the handover; the VM runs here");
+    } else {
+        g_clear_pointer(&split.in_doubt, g_free);
+        split_end(SPLIT_PHASE_COMPLETED, NULL);
+        if (runstate_check(RUN_STATE_PAUSED)) {
+            runstate_set(RUN_STATE_POSTMIGRATE);
+        }
+    }
+}
+
+static void *doubt_thread(void *opaque)
+{
+    DoubtSettled *settled = g_new0(DoubtSettled, 1);
+    KsError err = {};
+
+    do {
+        if (!qemu_sem_timedwait(&split.doubt_over, ASK_AGAIN_MS)) {
+            settled->ret = -ECANCELED;
+            break;
+        }
+        settled->ret = ks_split_settle(split.job, &err);
+    } while (settled->ret && settled->ret != -EALREADY);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), doubt_settled_bh, settled);
+    return NULL;
+}
+
+static void begin_doubt(void)
+{
+    set_phase(SPLIT_PHASE_IN_DOUBT, split.in_doubt);
+    while (!qemu_sem_timedwait(&split.doubt_over, 0)) {
+        /* left over from an earlier doubt */
+    }
+    qemu_thread_create(&split.doubt_thread, "split-doubt", doubt_thread, NULL,
+                       QEMU_THREAD_JOINABLE);
+}
+
+void qmp_migrate_split_take_back(Error **errp)
+{
+    if (!split.in_doubt || split.phase != SPLIT_PHASE_IN_DOUBT) {
+        error_setg(errp, "there is no doubt about who owns this VM: see "
+                   "query-migrate-split");
+        return;
+    }
+    qemu_sem_post(&split.doubt_over);
 }
 
 static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
@@ -529,7 +622,7 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
         }
     }
     if (split.in_doubt) {
-        split_end(SPLIT_PHASE_IN_DOUBT, split.in_doubt);
+        begin_doubt();
         return 0;
     }
     if (error && split.diagnosis && strcmp(error, split.diagnosis)) {
@@ -771,6 +864,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
 void split_migration_init(void)
 {
     qemu_mutex_init(&job_lock);
+    qemu_sem_init(&split.doubt_over, 0);
     register_savevm_live("remote-memory", 0, 1, &split_handlers, NULL);
     migration_add_notifier(&split_notifier, split_notify);
 }

@@ -14,12 +14,13 @@ import struct
 import threading
 
 try:
-    from .wire import (HELLO_REPLY, SESSION_REPLY, FLAG_REPLY, Frame, Op, Status, receive_frame)
+    from .wire import (HELLO_REPLY, SESSION_REPLY, FLAG_REPLY, VERSION, Frame, Op, Status,
+                       receive_frame)
 except ImportError:  # run as a program
     import sys
     from pathlib import Path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from kintsugi.wire import (HELLO_REPLY, SESSION_REPLY, FLAG_REPLY, Frame, Op, Status,
+    from kintsugi.wire import (HELLO_REPLY, SESSION_REPLY, FLAG_REPLY, VERSION, Frame, Op, Status,
                                receive_frame)
 
 # What each mode does, for --help and for the tests.
@@ -119,18 +120,18 @@ class BadServer:
             return True
         if op == Op.HELLO:
             reply.epoch = 0
-            version = {"version": 99, "newer": 99}.get(mode, 1)
+            version = {"version": 99, "newer": 99}.get(mode, VERSION)
             reply.status = Status.VERSION if mode == "version" else Status.OK
             reply.payload = HELLO_REPLY.pack(version, version, 0, PAGES, PAGES, bytes(16))
             if mode == "close-hello":
                 return False
-        elif op in (Op.OPEN, Op.ATTACH, Op.CLAIM, Op.STAT):
+        elif op in (Op.OPEN, Op.ATTACH, Op.CLAIM, Op.RECLAIM, Op.STAT):
             if mode == "close-open":
                 return False
             if mode == "full":
                 reply.status = Status.FULL
             else:
-                reply.payload = SESSION_REPLY.pack(PAGES, 0, PAGES, 0, 0)
+                reply.payload = SESSION_REPLY.pack(PAGES, 0, PAGES, 0, 0, 0)
         elif op == Op.PUT:
             self._puts += 1
             if mode == "never-put":

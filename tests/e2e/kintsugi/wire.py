@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from .util import PAGE_BYTES, HarnessError
 
 MAGIC = 0x3147534B
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<IHHIIQQQIIQQ")
 HELLO_REQUEST = struct.Struct("<HHI")
 HELLO_REPLY = struct.Struct("<HHIQQ16s")
-OPEN_REQUEST = struct.Struct("<16sQQII64s")
-SESSION_REPLY = struct.Struct("<QQQII")
+OPEN_REQUEST = struct.Struct("<16sQQII64s16s256s")
+BIND_REQUEST = struct.Struct("<16s16s")
+SESSION_REPLY = struct.Struct("<QQQIIQ")
 FLAG_REPLY = 1
-FLAG_IF_UNCOMMITTED = 2
-assert HEADER.size == 64 and HELLO_REPLY.size == 40 and OPEN_REQUEST.size == 104
+NO_TICKET = bytes(16)
+assert HEADER.size == 64 and HELLO_REPLY.size == 40 and OPEN_REQUEST.size == 376
 
 
 class Op(enum.IntEnum):
@@ -36,6 +37,8 @@ class Op(enum.IntEnum):
     DISCARD = 8
     DROP = 9
     STAT = 10
+    OFFER = 11
+    RECLAIM = 12
 
 
 class Status(enum.IntEnum):
@@ -52,6 +55,8 @@ class Status(enum.IntEnum):
     COMMITTED = 8
     TOO_MANY = 9
     INTERNAL = 10
+    STALE = 11
+    GONE = 12
 
 
 @dataclass
@@ -149,18 +154,27 @@ class Client:
             self.epoch = reply.epoch
         return reply
 
-    def open(self, session: bytes, pages: int, name: str = "test") -> Frame:
-        """Create a session of `pages` pages."""
+    def open(self, session: bytes, pages: int, name: str = "test",
+             ticket: bytes = NO_TICKET) -> Frame:
+        """Create a session of `pages` pages, offered to whoever has the ticket."""
         return self._bound(self.call(Frame(Op.OPEN, payload=OPEN_REQUEST.pack(
-            session, pages, pages, 0, 0, name.encode()))))
+            session, pages, pages, 0, 0, name.encode(), ticket, b""))))
 
     def attach(self, session: bytes, epoch: int) -> Frame:
         """Bind to a session in an epoch."""
-        return self._bound(self.call(Frame(Op.ATTACH, epoch=epoch, payload=session)))
+        return self._bind(Op.ATTACH, session, epoch, NO_TICKET)
 
-    def claim(self, session: bytes, epoch: int = 0, flags: int = FLAG_IF_UNCOMMITTED) -> Frame:
-        """Take a session over."""
-        return self._bound(self.call(Frame(Op.CLAIM, flags=flags, epoch=epoch, payload=session)))
+    def _bind(self, op: Op, session: bytes, epoch: int, ticket: bytes) -> Frame:
+        return self._bound(self.call(Frame(op, epoch=epoch,
+                                           payload=BIND_REQUEST.pack(session, ticket))))
+
+    def claim(self, session: bytes, epoch: int, ticket: bytes = NO_TICKET) -> Frame:
+        """Take a session over that is offered in an epoch."""
+        return self._bind(Op.CLAIM, session, epoch, ticket)
+
+    def reclaim(self, session: bytes, epoch: int) -> Frame:
+        """Take it back. In epoch 0: only ask."""
+        return self._bind(Op.RECLAIM, session, epoch, NO_TICKET)
 
     def commit(self) -> Frame:
         """Own it for good."""

@@ -28,6 +28,7 @@ class Tap:
     binding: Op | None = None        # Open, Attach or Claim
     session: bytes = b""
     epoch: int = 0                   # what the binding answer named
+    refused: list[tuple[Op, Status]] = field(default_factory=list)
     put_pages: list[tuple[int, int]] = field(default_factory=list)   # (first page, count)
     client_ended: bool = False       # its side was closed; replies may still be read
     client_gone: threading.Event = field(default_factory=threading.Event)
@@ -80,15 +81,19 @@ class WireTap:
         """End a block()."""
         self._open_way.set()
 
+    def refuse(self) -> None:
+        """Refuse new connections until mend()."""
+        self._refuse = True
+
     def cut(self) -> None:
         """Close all connections and refuse new ones until mend()."""
-        self._refuse = True
+        self.refuse()
         for tap in self._all():
             _shut(tap.client)
             _shut(tap.server)
 
     def mend(self) -> None:
-        """End a cut()."""
+        """End a cut() or refuse()."""
         self._refuse = False
 
     def bound(self, op: Op) -> list[Tap]:
@@ -141,7 +146,7 @@ class WireTap:
                 fields = HEADER.unpack(head)
                 op, length, seq = fields[1], fields[3], fields[5]
                 payload = receive_exactly(tap.client, length) if length else b""
-                if op in (Op.OPEN, Op.ATTACH, Op.CLAIM):
+                if op in (Op.OPEN, Op.ATTACH, Op.CLAIM, Op.RECLAIM):
                     tap.pending[seq] = op
                     tap.session = payload[:16]
                 elif op == Op.PUT and len(tap.put_pages) < self.MAX_NOTED_PUTS:
@@ -166,6 +171,8 @@ class WireTap:
                 fields = HEADER.unpack(head)
                 length, status, seq, epoch = fields[3], fields[4], fields[5], fields[6]
                 payload = receive_exactly(tap.server, length) if length else b""
+                if status != Status.OK:
+                    tap.refused.append((Op(fields[1]), Status(status)))
                 if seq in tap.pending and status == Status.OK:
                     tap.binding = Op(tap.pending.pop(seq))
                     tap.epoch = epoch

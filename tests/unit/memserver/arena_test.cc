@@ -48,7 +48,7 @@ TEST(Arena, ARestartedServerHasItsPages) {
     ASSERT_EQ(a.put(10, 100, 3), Status::kOk);
     ASSERT_EQ(a.put(20, 5, 4), Status::kOk);
     ASSERT_EQ(a.call(a.request(Op::kDiscard, 30, 2)).status(), Status::kOk);
-    ASSERT_EQ(a.claim(1, true), Status::kOk);
+    ASSERT_EQ(a.claim(1, 1), Status::kOk);
     ASSERT_EQ(a.simple(Op::kCommit), Status::kOk);
     ASSERT_EQ(b.put(0, 50, 9), Status::kOk);
     ASSERT_EQ(gone.put(0, 50, 9), Status::kOk);
@@ -66,7 +66,7 @@ TEST(Arena, ARestartedServerHasItsPages) {
   ASSERT_EQ(a.hello(), Status::kOk);
   ASSERT_EQ(b.hello(), Status::kOk);
   EXPECT_EQ(a.attach(1, 1), Status::kFenced);
-  EXPECT_EQ(a.claim(1, true), Status::kCommitted);
+  EXPECT_EQ(a.reclaim(1, 1), Status::kCommitted);
   ASSERT_EQ(a.attach(1, 2), Status::kOk);
   EXPECT_EQ(a.last_figures.used_pages, 98U);
   const auto found = a.get(0, 200);

@@ -108,12 +108,17 @@ struct Reply {
 
 // An arena with its sessions, as a server has them.
 struct Store {
+  // The arbiters of its sessions cannot be reached, unless a test says what they answer.
+  static Result<handover::Answer> no_arbiter(const std::string&, const wire::SessionId&) {
+    return make_error(EHOSTUNREACH, "there is no arbiter");
+  }
   explicit Store(const ArenaOptions& options, SessionLimits limits = {},
-                 ArenaMemory* memory = nullptr) {
+                 ArenaMemory* memory = nullptr, AskArbiter ask = &no_arbiter) {
     Result<std::unique_ptr<Arena>> a = Arena::open(options, memory);
     if (!a) throw std::runtime_error(a.error().message);
     arena = std::move(*a);
-    Result<std::unique_ptr<Sessions>> s = Sessions::create(arena.get(), limits, clock.clock());
+    Result<std::unique_ptr<Sessions>> s =
+        Sessions::create(arena.get(), limits, clock.clock(), std::move(ask));
     if (!s) throw std::runtime_error(s.error().message);
     sessions = std::move(*s);
   }
@@ -192,6 +197,7 @@ class ChannelClient {
     header.epoch = epoch;
     header.page = page;
     header.count = count;
+    if (op == wire::Op::kDiscard) header.version = UINT64_MAX;
     return header;
   }
 
@@ -252,12 +258,22 @@ class ChannelClient {
     header.epoch = at_epoch;
     return bound(call(header, bytes_of(r)));
   }
-  wire::Status claim(std::uint8_t n, bool if_uncommitted, std::uint64_t at_epoch = 0) {
-    const wire::BindRequest r{session_id(n)};
-    wire::FrameHeader header = request(wire::Op::kClaim);
+  wire::Status bind(wire::Op op, std::uint8_t n, std::uint64_t at_epoch,
+                    const wire::Ticket& ticket) {
+    const wire::BindRequest r{session_id(n), ticket};
+    wire::FrameHeader header = request(op);
     header.epoch = at_epoch;
-    if (if_uncommitted) header.flags = wire::kIfUncommitted;
     return bound(call(header, bytes_of(r)));
+  }
+  wire::Status claim(std::uint8_t n, std::uint64_t at_epoch, const wire::Ticket& ticket = {}) {
+    return bind(wire::Op::kClaim, n, at_epoch, ticket);
+  }
+  wire::Status reclaim(std::uint8_t n, std::uint64_t at_epoch) {
+    return bind(wire::Op::kReclaim, n, at_epoch, {});
+  }
+  wire::Status offer(std::uint8_t n, const wire::Ticket& ticket) {
+    const wire::BindRequest r{session_id(n), ticket};
+    return call(request(wire::Op::kOffer), bytes_of(r)).status();
   }
   wire::Status simple(wire::Op op) { return call(request(op)).status(); }
   wire::Status put(std::uint64_t page, std::uint32_t count, std::uint64_t version,

@@ -186,7 +186,7 @@ TEST_P(ServerOver, PagesGoAndComeBack) {
   ASSERT_TRUE(send_get(second.get(), 300, 256, 1));
   EXPECT_TRUE(receive_get(second.get(), 1, 256));
   EXPECT_TRUE(c->drop().ok());
-  EXPECT_EQ(second->stat().error().code, ENOENT);
+  EXPECT_EQ(second->stat().error().code, EIDRM);
   EXPECT_EQ(server->figures().reserved_pages, 0U);
   EXPECT_EQ(server->figures().populated_bytes, 0U);
 }
@@ -291,7 +291,7 @@ TEST_P(ServerOver, BadClientsAreShownTheDoor) {
   }
   // All is as it was.
   const auto c = server.connect();
-  EXPECT_TRUE(c->claim(session_id(1), Epoch{1}, false).ok());
+  EXPECT_TRUE(c->attach(session_id(1), Epoch{1}).ok());
   EXPECT_EQ(c->stat()->figures.used_pages, 0U);
 }
 
@@ -394,7 +394,8 @@ TEST(Server, OrphansGoAndCommittedSessionsStay) {
     const auto b = server.connect();
     ASSERT_TRUE(a->open(open_request(1)).ok());
     ASSERT_TRUE(b->open(open_request(2)).ok());
-    ASSERT_TRUE(b->commit().ok());
+    ASSERT_EQ(b->ask_ownership(wire::Op::kClaim, session_id(2), Epoch{1}, {})->epoch, Epoch{2});
+    ASSERT_EQ(b->ask_ownership(wire::Op::kCommit, {}, Epoch{2}, {})->status, wire::Status::kOk);
   }
   const auto connections_of = [&](std::uint8_t n) {
     return server->sessions().find(session_id(n))->figures().connections;
@@ -499,14 +500,15 @@ TEST(Server, PortFileMetricsAndControl) {
   EXPECT_EQ(status["sessions"][0]["name"], "vm1");
   EXPECT_EQ(status["sessions"][0]["used_bytes"], 10 * kPageSize);
   const std::string id = status["sessions"][0]["id"];
-  ASSERT_EQ(server.connect()->claim(session_id(1), Epoch{1}, false)->epoch, Epoch{2});
+  ASSERT_EQ(server.connect()->ask_ownership(wire::Op::kClaim, session_id(1), Epoch{1}, {})->epoch,
+            Epoch{2});
   const auto holder = server.connect();
   ASSERT_TRUE(holder->attach(session_id(1), Epoch{2}).ok());
   const nlohmann::json refused = ask({{"cmd", "drop"}, {"session", id}});
   EXPECT_EQ(refused["ok"], false);
   EXPECT_NE(refused["error"].get<std::string>().find("--force"), std::string::npos);
   EXPECT_EQ(ask({{"cmd", "drop"}, {"session", id}, {"force", true}})["ok"], true);
-  EXPECT_EQ(holder->stat().error().code, ENOENT);
+  EXPECT_EQ(holder->stat().error().code, EIDRM);
   EXPECT_EQ(server->figures().reserved_pages, 0U);
   struct stat st {};
   ASSERT_EQ(stat(options.control.c_str(), &st), 0);

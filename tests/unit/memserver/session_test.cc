@@ -40,7 +40,9 @@ TEST(Session, OpenReservesWithinCapacityAndQuota) {
   Store store(small_arena(1000), limits);
   EXPECT_EQ(store.sessions->open(open_request(1, 601)).answer.status, Status::kQuota);
   EXPECT_EQ(store.sessions->open(open_request(1, 600)).answer.status, Status::kOk);
-  EXPECT_EQ(store.sessions->open(open_request(1, 1)).answer.status, Status::kExists);
+  wire::OpenRequest another = open_request(1, 1);
+  another.ticket = {1};
+  EXPECT_EQ(store.sessions->open(another).answer.status, Status::kExists);
   EXPECT_EQ(store.sessions->open(open_request(2, 401)).answer.status, Status::kFull);
   EXPECT_EQ(store.sessions->open(open_request(2, 400)).answer.status, Status::kOk);
   EXPECT_EQ(store.sessions->open(open_request(3, 1)).answer.status, Status::kFull);
@@ -69,8 +71,8 @@ TEST(Session, SessionsAreBounded) {
   }
   EXPECT_EQ(store.sessions->open(open_request(9, 1)).answer.status, Status::kTooMany);
   const std::shared_ptr<Session> one = store.sessions->find(session_id(3));
-  ASSERT_EQ(one->end(1), Status::kOk);
-  store.sessions->reclaim(one);
+  ASSERT_EQ(one->end(1).status, Status::kOk);
+  store.sessions->free_ended(one);
   EXPECT_EQ(store.sessions->open(open_request(9, 1)).answer.status, Status::kOk);
 }
 
@@ -88,25 +90,100 @@ TEST(Session, EpochsFence) {
   EXPECT_EQ(put(&store, s.get(), 1, 0, 1, 1), Status::kOk);
   EXPECT_EQ(s->attach(2).status, Status::kFenced);
   EXPECT_EQ(s->attach(1).status, Status::kOk);
-  EXPECT_EQ(s->claim(0, false).status, Status::kFenced);  // must know the epoch
-  EXPECT_EQ(s->claim(1, false).epoch, 2U);
-  EXPECT_EQ(s->claim(0, true).epoch, 3U);  // or ask for an uncommitted one
+  EXPECT_EQ(s->claim(0, {}).status, Status::kFenced);   // must know the epoch
+  EXPECT_EQ(s->claim(1, {7}).status, Status::kFenced);  // and have the ticket
+  EXPECT_EQ(s->claim(1, {}).epoch, 2U);
+  EXPECT_EQ(s->claim(1, {}).epoch, 2U);  // an answer was lost
+  EXPECT_EQ(s->reclaim(1).epoch, 3U);
+  EXPECT_EQ(s->claim(1, {}).status, Status::kFenced);  // came late
   for (const std::uint64_t old : {0, 1, 2, 4}) {
     std::vector<std::uint8_t> out;
     std::uint64_t discarded = 0;
     EXPECT_EQ(put(&store, s.get(), old, 0, 1, 9), Status::kFenced);
     EXPECT_EQ(get(s.get(), old, 0, &out).status, Status::kFenced);
-    EXPECT_EQ(s->discard(old, 0, 1, &discarded), Status::kFenced);
+    EXPECT_EQ(s->discard(old, 0, 1, UINT64_MAX, &discarded), Status::kFenced);
     EXPECT_EQ(s->commit(old), Status::kFenced);
     EXPECT_EQ(s->stat(old).status, Status::kFenced);
-    EXPECT_EQ(s->end(old), Status::kFenced);
+    EXPECT_EQ(s->end(old).status, Status::kFenced);
     EXPECT_EQ(discarded, 0U);
   }
-  EXPECT_EQ(s->commit(3), Status::kOk);
-  EXPECT_EQ(s->commit(3), Status::kOk);
-  EXPECT_EQ(s->claim(0, true).status, Status::kCommitted);
-  EXPECT_EQ(s->claim(3, false).epoch, 4U);  // a later migration
+  EXPECT_EQ(s->commit(3), Status::kFenced);  // nobody has claimed it
+  EXPECT_EQ(s->offer(3, {5}), Status::kOk);
+  EXPECT_EQ(s->claim(3, {5}).epoch, 4U);
+  EXPECT_EQ(s->commit(4), Status::kOk);
+  EXPECT_EQ(s->commit(4), Status::kOk);
+  EXPECT_EQ(s->reclaim(3).status, Status::kCommitted);
+  EXPECT_EQ(s->offer(4, {6}), Status::kOk);
+  EXPECT_EQ(s->claim(4, {6}).epoch, 5U);  // a later migration
   EXPECT_EQ(s->figures().used_pages, 1U);
+}
+
+// A Discard left over on a broken connection, that is served after the page was evicted again.
+TEST(Session, ADiscardLeavesWhatIsNewer) {
+  Store store(small_arena());
+  const std::shared_ptr<Session> s = store.sessions->open(open_request(1)).session;
+  ASSERT_EQ(put(&store, s.get(), 1, 0, 4, 7), Status::kOk);
+  ASSERT_EQ(put(&store, s.get(), 1, 2, 1, 9), Status::kOk);
+  std::uint64_t discarded = 0;
+  EXPECT_EQ(s->discard(1, 0, 4, 8, &discarded), Status::kOk);
+  EXPECT_EQ(discarded, 3U);
+  EXPECT_EQ(s->figures().used_pages, 1U);
+}
+
+TEST(Session, OnlyTheOwnerWritesWhileBothRead) {
+  Store store(small_arena());
+  const std::shared_ptr<Session> s = store.sessions->open(open_request(1)).session;
+  std::vector<std::uint8_t> out;
+  ASSERT_EQ(put(&store, s.get(), 1, 0, 1, 1), Status::kOk);
+  ASSERT_EQ(s->claim(1, {}).epoch, 2U);
+  for (const std::uint64_t epoch : {1, 2}) {
+    EXPECT_EQ(put(&store, s.get(), epoch, 0, 1, 2), Status::kFenced);
+    EXPECT_EQ(s->end(epoch).status, Status::kFenced);
+    EXPECT_EQ(get(s.get(), epoch, 0, &out).found, 1U);
+    EXPECT_EQ(s->attach(epoch).status, Status::kOk);
+  }
+  ASSERT_EQ(s->commit(2), Status::kOk);
+  EXPECT_EQ(get(s.get(), 1, 0, &out).status, Status::kFenced);
+  EXPECT_EQ(put(&store, s.get(), 2, 0, 1, 2), Status::kOk);
+}
+
+TEST(Session, ATombstoneTellsWhetherAnybodyCommitted) {
+  Store store(small_arena());
+  const auto answer = [&](std::uint8_t n, std::uint64_t epoch) {
+    return store.sessions->find_ended(session_id(n), epoch).status;
+  };
+  const auto dropped = [&](std::uint8_t n, bool commit) {
+    const std::shared_ptr<Session> s = store.sessions->open(open_request(n)).session;
+    if (commit) {
+      EXPECT_EQ(s->claim(1, {}).status, Status::kOk);
+      EXPECT_EQ(s->commit(2), Status::kOk);
+    }
+    EXPECT_EQ(s->end(commit ? 2 : 1).status, Status::kOk);
+    // Before its slots are free and afterwards.
+    EXPECT_EQ(s->reclaim(1).status, commit ? Status::kCommitted : Status::kGone);
+    EXPECT_EQ(s->claim(1, {}).status, Status::kGone);
+    EXPECT_EQ(store.sessions->open(open_request(n)).answer.status, Status::kExists);
+    store.sessions->free_ended(s);
+  };
+  dropped(1, false);
+  dropped(2, true);
+  EXPECT_EQ(answer(1, 1), Status::kGone);
+  EXPECT_EQ(answer(2, 1), Status::kCommitted);
+  EXPECT_EQ(answer(2, 2), Status::kGone);
+  EXPECT_EQ(answer(3, 1), Status::kNoSession);
+  EXPECT_EQ(store.sessions->open(open_request(1)).answer.status, Status::kExists)
+      << "an id is used once";
+}
+
+TEST(Session, TheOldestTombstoneMakesRoom) {
+  Store store(small_arena());
+  for (std::uint8_t n = 0; n < 20; n++) {
+    const std::shared_ptr<Session> s = store.sessions->open(open_request(n)).session;
+    ASSERT_TRUE(s) << unsigned{n};
+    ASSERT_EQ(s->end(1).status, Status::kOk);
+    store.sessions->free_ended(s);
+    ASSERT_EQ(store.sessions->find_ended(session_id(n), 1).status, Status::kGone);
+  }
 }
 
 TEST(Session, CapacityIsPerSessionAndAPutIsAllOrNothing) {
@@ -120,7 +197,7 @@ TEST(Session, CapacityIsPerSessionAndAPutIsAllOrNothing) {
   EXPECT_EQ(put(&store, s.get(), 1, 100, 1, 2), Status::kFull);
   EXPECT_EQ(put(&store, s.get(), 1, 0, 10, 3), Status::kOk);  // none
   std::uint64_t discarded = 0;
-  EXPECT_EQ(s->discard(1, 0, 4096, &discarded), Status::kOk);
+  EXPECT_EQ(s->discard(1, 0, 4096, UINT64_MAX, &discarded), Status::kOk);
   EXPECT_EQ(discarded, 10U);
   EXPECT_EQ(put(&store, s.get(), 1, 100, 10, 3), Status::kOk);
   EXPECT_EQ(store.arena->free_slots(), store.all_slots() - 10);
@@ -154,9 +231,9 @@ TEST(Session, DiscardSkipsWhatWasNeverThere) {
     ASSERT_EQ(put(&store, s.get(), 1, page, 1, 1), Status::kOk);
   }
   std::uint64_t discarded = 0;
-  EXPECT_EQ(s->discard(1, 1, kMaxVmPages - 2, &discarded), Status::kOk);
+  EXPECT_EQ(s->discard(1, 1, kMaxVmPages - 2, UINT64_MAX, &discarded), Status::kOk);
   EXPECT_EQ(discarded, 4U);
-  EXPECT_EQ(s->discard(1, 0, kMaxVmPages, &discarded), Status::kOk);
+  EXPECT_EQ(s->discard(1, 0, kMaxVmPages, UINT64_MAX, &discarded), Status::kOk);
   EXPECT_EQ(discarded, 6U);
   EXPECT_EQ(store.arena->free_slots(), store.all_slots());
 }
@@ -168,15 +245,16 @@ TEST(Session, DropGivesEverythingBack) {
     ASSERT_EQ(put(&store, s.get(), 1, page, 256, 1), Status::kOk);
   }
   EXPECT_GE(store.arena->populated().value, 2048 * kPageSize);
-  ASSERT_EQ(s->end(1), Status::kOk);
-  EXPECT_EQ(s->end(1), Status::kNoSession);
-  EXPECT_EQ(s->attach(1).status, Status::kNoSession);
+  ASSERT_TRUE(s->end(1).first);
+  EXPECT_EQ(s->end(1).status, Status::kOk);
+  EXPECT_FALSE(s->end(1).first) << "somebody else frees the slots";
+  EXPECT_EQ(s->attach(1).status, Status::kGone);
   // Until the memory is free nobody else can reserve it.
   EXPECT_EQ(store.sessions->open(open_request(2, 1)).answer.status, Status::kFull);
-  store.sessions->reclaim(s);
+  store.sessions->free_ended(s);
   EXPECT_EQ(store.arena->free_slots(), store.all_slots());
   EXPECT_EQ(store.arena->populated(), Bytes{0});
-  EXPECT_EQ(store.sessions->open(open_request(1, 2048)).answer.status, Status::kOk);
+  EXPECT_EQ(store.sessions->open(open_request(2, 2048)).answer.status, Status::kOk);
 }
 
 TEST(Session, OrphansAreDroppedWhenTheirTimeIsOver) {
@@ -187,10 +265,12 @@ TEST(Session, OrphansAreDroppedWhenTheirTimeIsOver) {
   const auto orphan = store.sessions->open(open_request(2)).session;
   const auto committed = store.sessions->open(open_request(3)).session;
   ASSERT_EQ(put(&store, orphan.get(), 1, 0, 100, 1), Status::kOk);
-  ASSERT_EQ(committed->commit(1), Status::kOk);
+  ASSERT_EQ(committed->claim(1, {}).status, Status::kOk);
+  ASSERT_EQ(committed->commit(2), Status::kOk);
   store.clock.advance(std::chrono::hours(1));
   EXPECT_EQ(store.sessions->expire(), 0U);  // all have connections
   orphan->unbind(store.sessions->now());
+  committed->unbind(store.sessions->now());
   committed->unbind(store.sessions->now());
   store.clock.advance(std::chrono::milliseconds(119'999));
   EXPECT_EQ(store.sessions->expire(), 0U);
@@ -208,13 +288,62 @@ TEST(Session, OrphansAreDroppedWhenTheirTimeIsOver) {
   EXPECT_EQ(store.sessions->reserved(), PageCount{512});
 }
 
+// A destination has claimed it, so the VM may run there: its host may be cut off from this server
+// for as long as it likes. Only the arbiter can tell.
+TEST(Session, AClaimedSessionDiesOfAgeWhenTheArbiterSaysSo) {
+  SessionLimits limits;
+  limits.orphan_timeout = std::chrono::seconds(120);
+  std::optional<Status> arbiter;
+  int asked = 0;
+  const AskArbiter ask = [&](const std::string& uri,
+                             const wire::SessionId& id) -> Result<handover::Answer> {
+    EXPECT_EQ(uri, "tcp:arbiter:1");
+    EXPECT_EQ(id, session_id(1));
+    asked++;
+    if (!arbiter) return make_error(EHOSTUNREACH, "no way there");
+    return handover::Answer{*arbiter, {}};
+  };
+  Store store(small_arena(), limits, nullptr, ask);
+  wire::OpenRequest request = open_request(1);
+  std::strcpy(request.arbiter, "tcp:arbiter:1");
+  const auto s = store.sessions->open(request).session;
+  ASSERT_EQ(s->claim(1, {}).status, Status::kOk);
+  s->unbind(store.sessions->now());
+  s->unbind(store.sessions->now());
+  // Cut off; it has the session; it has committed it; it was restarted without its arena.
+  for (const std::optional<Status> answer :
+       {std::optional<Status>{}, std::optional{Status::kStale}, std::optional{Status::kCommitted},
+        std::optional{Status::kNoSession}}) {
+    arbiter = answer;
+    store.clock.advance(std::chrono::seconds(121));
+    EXPECT_EQ(store.sessions->expire(), 0U);
+    const int before = asked;
+    EXPECT_EQ(store.sessions->expire(), 0U);
+    EXPECT_EQ(asked, before) << "not each time";
+  }
+  EXPECT_EQ(asked, 4);
+  arbiter = Status::kGone;
+  store.clock.advance(std::chrono::seconds(121));
+  EXPECT_EQ(store.sessions->expire(), 1U);
+  // Before a Claim, and on the arbiter itself, nobody is asked.
+  store.sessions->open(open_request(2)).session->unbind(store.sessions->now());
+  request = open_request(3);
+  std::strcpy(request.arbiter, "tcp:arbiter:1");
+  store.sessions->open(request).session->unbind(store.sessions->now());
+  store.clock.advance(std::chrono::seconds(121));
+  EXPECT_EQ(store.sessions->expire(), 2U);
+  EXPECT_EQ(asked, 5);
+}
+
 TEST(Session, TheOperatorNeedsForceForALiveOne) {
   Store store(small_arena());
   const auto s = store.sessions->open(open_request(1)).session;
   EXPECT_FALSE(s->end_by_operator(false));  // connected
   s->unbind(store.sessions->now());
   ASSERT_EQ(s->attach(1).status, Status::kOk);
-  ASSERT_EQ(s->commit(1), Status::kOk);
+  ASSERT_EQ(s->claim(1, {}).status, Status::kOk);
+  ASSERT_EQ(s->commit(2), Status::kOk);
+  s->unbind(store.sessions->now());
   s->unbind(store.sessions->now());
   EXPECT_FALSE(s->end_by_operator(false));  // committed
   EXPECT_TRUE(s->end_by_operator(true));
@@ -244,9 +373,10 @@ TEST(Session, ThreadsMeet) {
           for (std::size_t b = 9; b < 8 + kPageSize; b++) ASSERT_EQ(out[b], out[8]);
         }
         std::uint64_t discarded = 0;
-        if (i % 7 == 0) static_cast<void>(s->discard(1, i % 64, 1, &discarded));
+        if (i % 7 == 0) static_cast<void>(s->discard(1, i % 64, 1, UINT64_MAX, &discarded));
         if (i == 300 && t == 0) {
-          ASSERT_EQ(s->claim(1, false).status, Status::kOk);
+          ASSERT_EQ(s->claim(1, {}).status, Status::kOk);
+          ASSERT_EQ(s->commit(2), Status::kOk);
         }
       }
       fenced++;

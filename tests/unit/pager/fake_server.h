@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "handover/record.h"
 #include "wire/protocol.h"
 #include "wire/uri.h"
 
@@ -132,6 +133,16 @@ class FakeServer {
     }
     return {};
   }
+  // As a restart with an older copy of the arena: what it has is older than what it acknowledged.
+  void age_pages() {
+    const std::lock_guard lock(mutex_);
+    for (auto& [id, session] : sessions_) session.last_version = 0;
+  }
+  // As another server that was started at this address.
+  void become_another() {
+    const std::lock_guard lock(mutex_);
+    server_id_[0]++;
+  }
   void lose_page(std::uint64_t page) {
     const std::lock_guard lock(mutex_);
     for (auto& [id, session] : sessions_) session.pages.erase(page);
@@ -142,7 +153,7 @@ class FakeServer {
   }
   [[nodiscard]] bool committed() {
     const std::lock_guard lock(mutex_);
-    return !sessions_.empty() && sessions_.begin()->second.committed;
+    return !sessions_.empty() && sessions_.begin()->second.record().committed();
   }
   [[nodiscard]] std::uint64_t requests(wire::Op op) {
     const std::lock_guard lock(mutex_);
@@ -160,11 +171,12 @@ class FakeServer {
     Page content;
   };
   struct Session {
-    std::uint64_t epoch = 1;
-    bool committed = false;
+    handover::RecordData ownership{};
+    std::uint64_t last_version = 0;
     std::uint64_t capacity = 0;
     std::uint64_t vm_pages = 0;
     std::unordered_map<std::uint64_t, Stored> pages;
+    [[nodiscard]] handover::Record record() { return handover::Record(&ownership); }
   };
   struct Binding {
     wire::SessionId id{};
@@ -281,14 +293,13 @@ class FakeServer {
     }
   }
 
-  void figures(const Session& session, wire::FrameHeader* reply,
-               std::vector<std::uint8_t>* answer) {
+  static void figures(Session& session, std::vector<std::uint8_t>* answer) {
     wire::SessionReply figures;
     figures.capacity_pages = session.capacity;
     figures.used_pages = session.pages.size();
     figures.vm_pages = session.vm_pages;
-    figures.committed = session.committed ? 1 : 0;
-    reply->epoch = session.epoch;
+    figures.committed = session.record().committed() ? 1 : 0;
+    figures.last_version = session.last_version;
     answer->resize(sizeof(figures));
     std::memcpy(answer->data(), &figures, sizeof(figures));
   }
@@ -302,6 +313,7 @@ class FakeServer {
       wire::HelloReply hello;
       hello.version = hello.min_version = wire::kVersion;
       hello.capacity_pages = hello.free_pages = 1U << 20;
+      hello.server_id = server_id_;
       answer->resize(sizeof(hello));
       std::memcpy(answer->data(), &hello, sizeof(hello));
       return wire::Status::kOk;
@@ -313,46 +325,50 @@ class FakeServer {
       Session& session = sessions_[open.session];
       session.capacity = open.capacity_pages;
       session.vm_pages = open.vm_pages;
-      *binding = {open.session, session.epoch};
-      figures(session, reply, answer);
+      session.record().begin(open.ticket);
+      *binding = {open.session, 1};
+      reply->epoch = 1;
+      figures(session, answer);
       return wire::Status::kOk;
     }
-    if (op == wire::Op::kAttach || op == wire::Op::kClaim) {
+    if (op == wire::Op::kAttach || op == wire::Op::kClaim || op == wire::Op::kReclaim) {
       wire::BindRequest bind;
       std::memcpy(&bind, payload.data(), sizeof(bind));
       const auto found = sessions_.find(bind.session);
       if (found == sessions_.end()) return wire::Status::kNoSession;
-      Session& session = found->second;
-      if (op == wire::Op::kAttach) {
-        if (header.epoch != session.epoch) return wire::Status::kFenced;
-      } else {
-        if (session.committed && (header.flags & wire::kIfUncommitted) != 0) {
-          return wire::Status::kCommitted;
-        }
-        session.epoch++;
-      }
-      *binding = {bind.session, session.epoch};
-      figures(session, reply, answer);
+      handover::Record record = found->second.record();
+      const Epoch epoch{header.epoch};
+      handover::Answer answered{record.may_read(epoch) ? wire::Status::kOk : wire::Status::kFenced,
+                                epoch};
+      if (op == wire::Op::kClaim) answered = record.claim(epoch, bind.ticket);
+      if (op == wire::Op::kReclaim) answered = record.reclaim(epoch);
+      reply->epoch = answered.epoch.value;
+      if (answered.status != wire::Status::kOk) return answered.status;
+      *binding = {bind.session, answered.epoch.value};
+      figures(found->second, answer);
       return wire::Status::kOk;
     }
     const auto found = sessions_.find(binding->id);
     if (found == sessions_.end()) return wire::Status::kNoSession;
     Session& session = found->second;
-    if (header.epoch != session.epoch) return wire::Status::kFenced;
+    const bool writes = op == wire::Op::kPut || op == wire::Op::kDiscard || op == wire::Op::kDrop;
+    const bool may = writes ? session.record().may_write(Epoch{header.epoch})
+                            : session.record().may_read(Epoch{header.epoch});
+    if (!may) return wire::Status::kFenced;
     switch (op) {
       case wire::Op::kCommit:
-        session.committed = true;
-        return wire::Status::kOk;
+        return session.record().commit(Epoch{header.epoch}).status;
       case wire::Op::kDrop:
         sessions_.erase(found);
         return wire::Status::kOk;
       case wire::Op::kStat:
-        figures(session, reply, answer);
+        figures(session, answer);
         return wire::Status::kOk;
       case wire::Op::kPut:
         for (std::uint32_t i = 0; i < header.count; i++) {
           if (header.mask != 0 && (header.mask >> i & 1) == 0) continue;
           Stored& stored = session.pages[header.page + i];
+          session.last_version = std::max(session.last_version, header.version);
           if (stored.version > header.version) continue;
           stored.version = header.version;
           const auto before = static_cast<std::size_t>(
@@ -366,7 +382,12 @@ class FakeServer {
         }
         return wire::Status::kOk;
       case wire::Op::kDiscard:
-        for (std::uint32_t i = 0; i < header.count; i++) session.pages.erase(header.page + i);
+        for (std::uint32_t i = 0; i < header.count; i++) {
+          const auto page = session.pages.find(header.page + i);
+          if (page != session.pages.end() && page->second.version <= header.version) {
+            session.pages.erase(page);
+          }
+        }
         return wire::Status::kOk;
       case wire::Op::kGet: {
         const std::uint32_t bitmap = wire::get_bitmap_bytes(header.count);
@@ -397,6 +418,7 @@ class FakeServer {
   std::optional<wire::Op> gated_;
   unsigned waiting_ = 0;
   bool overflowed_ = false;
+  std::array<std::uint8_t, 16> server_id_{};
   std::array<std::uint64_t, UINT16_MAX + 1> requests_{};
 };
 

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
 
 #include "pager/faulty_uffd.h"
@@ -33,7 +34,7 @@ TEST(PagerServers, ARestartedServerIsWaitedFor) {
   rig.run();
   rig.server(0).stop();
   const ServerEvent lost = rig.event(0);
-  EXPECT_TRUE(lost.lost);
+  EXPECT_EQ(lost.state, LinkState::kLost);
   EXPECT_EQ(lost.server, ServerId{1});
   EXPECT_NE(lost.error.find(lost.uri), std::string::npos);
   std::atomic<bool> done{false};
@@ -49,7 +50,7 @@ TEST(PagerServers, ARestartedServerIsWaitedFor) {
   EXPECT_FALSE(rig.pager().stats().servers[0].error.empty());
   rig.server(0).start();
   guest.join();
-  EXPECT_FALSE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
   for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
   EXPECT_EQ(rig.pager().stats().servers[0].reconnects, 1U);
 }
@@ -61,7 +62,7 @@ TEST(PagerServers, OneLostServerDoesNotStallTheOthers) {
   Rig rig(options);
   rig.run();
   rig.server(0).stop();
-  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
   std::uint64_t waiting_for = options.pages;
   for (std::uint64_t i = 256; i < 512 && waiting_for == options.pages; i++) {
     if (rig.plan().owner(PageIndex{i}) == ServerId{1}) waiting_for = i;
@@ -86,28 +87,15 @@ TEST(PagerServers, PagesOnTheirWayOutSurviveARestart) {
   ASSERT_TRUE(rig.pager().claim());
   rig.server(0).close_gate(Op::kPut);
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   rig.server(0).wait_for_gated(1);
   EXPECT_GT(rig.pager().stats().queued_pages, 0U);
   rig.server(0).stop();
-  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
   rig.server(0).open_gate();
   rig.server(0).start();
   ASSERT_TRUE(rig.settle());
   for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
-}
-
-TEST(PagerServers, AServerWithoutTheSessionStaysLostAndSaysWhy) {
-  SKIP_WITHOUT_UFFD();
-  RigOptions options;
-  Rig rig(options);
-  rig.run();
-  rig.server(0).forget_sessions();
-  rig.server(0).hang_up_all();
-  EXPECT_TRUE(rig.event(0).lost);
-  EXPECT_TRUE(eventually([&] {
-    return rig.pager().stats().servers[0].error.find("no such session") != std::string::npos;
-  }));
-  EXPECT_EQ(rig.events(), 1U);
 }
 
 TEST(PagerServers, AServerThatStopsAnsweringIsFoundOut) {
@@ -122,8 +110,8 @@ TEST(PagerServers, AServerThatStopsAnsweringIsFoundOut) {
     return is(header, Op::kGet) && ignore.exchange(false) ? Act::kIgnore : Act::kServe;
   });
   rig.expect_page(300);
-  EXPECT_TRUE(rig.event(0).lost);
-  EXPECT_FALSE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
 }
 
 TEST(PagerServers, AServerThatDoesNotAnswerPingsIsLost) {
@@ -136,8 +124,8 @@ TEST(PagerServers, AServerThatDoesNotAnswerPingsIsLost) {
   rig.server(0).order([&](const wire::FrameHeader& header) {
     return is(header, Op::kStat) && ignore.exchange(false) ? Act::kIgnore : Act::kServe;
   });
-  EXPECT_TRUE(rig.event(0).lost);
-  EXPECT_FALSE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
   rig.expect_page(300);
 }
 
@@ -153,8 +141,8 @@ TEST_P(BadAnswer, ToAGetIsNeverInstalled) {
     return is(header, Op::kGet) && bad.fetch_sub(1) > 0 ? GetParam() : Act::kServe;
   });
   rig.expect_page(300);
-  EXPECT_TRUE(rig.event(0).lost);
-  EXPECT_FALSE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
   for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
 }
 
@@ -172,6 +160,7 @@ TEST_P(BadAnswer, ToAPutLosesNothing) {
     return is(header, Op::kPut) && bad.fetch_sub(1) > 0 ? GetParam() : Act::kServe;
   });
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   for (int round = 0; round < 3; round++) {
     for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
   }
@@ -273,11 +262,135 @@ TEST(PagerServers, CommitAfterBeingFencedFails) {
   // The source takes its VM back.
   auto connection = wire::Connection::connect(rig.server(0).uri(), {});
   ASSERT_TRUE(connection);
-  ASSERT_TRUE((*connection)->claim(rig.config().session, Epoch{1}, true));
+  const auto reclaimed =
+      (*connection)->ask_ownership(Op::kReclaim, rig.config().session, Epoch{1}, {});
+  ASSERT_TRUE(reclaimed && reclaimed->status == wire::Status::kOk);
   const Result<void> committed = rig.pager().commit();
   ASSERT_FALSE(committed);
   EXPECT_EQ(committed.error().code, ESTALE);
+  EXPECT_TRUE(rig.pager().give_up()) << "a refusal is final";
 }
+
+// A Commit that was not answered may have taken effect: it is asked until it is answered.
+TEST(PagerServers, AnUnansweredCommitIsNotGivenUp) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.io_timeout = std::chrono::milliseconds(100);
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  std::atomic<int> asked{0};
+  std::atomic<bool> deaf{true};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    if (!is(header, Op::kCommit)) return Act::kServe;
+    asked++;
+    return deaf ? Act::kHangUp : Act::kServe;
+  });
+  std::optional<Result<void>> committed;
+  std::thread thread([&] { committed.emplace(rig.pager().commit()); });
+  // Far beyond any time-out of the connection.
+  EXPECT_TRUE(eventually([&] { return asked >= 5; }));
+  EXPECT_FALSE(rig.pager().give_up());
+  deaf = false;
+  thread.join();
+  EXPECT_TRUE(*committed) << committed->error().message;
+  EXPECT_TRUE(rig.server(0).committed());
+}
+
+TEST(PagerServers, ACancelledCommitIsNotKnown) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  rig.server(0).close_gate(Op::kCommit);
+  std::optional<Result<void>> committed;
+  std::thread thread([&] { committed.emplace(rig.pager().commit()); });
+  rig.server(0).wait_for_gated(1);
+  rig.pager().cancel();
+  thread.join();
+  ASSERT_FALSE(*committed);
+  EXPECT_EQ(committed->error().code, ECANCELED);
+  EXPECT_FALSE(rig.pager().give_up());
+  rig.server(0).open_gate();
+}
+
+// Not even the way to one server that hangs holds up the others.
+TEST(PagerServers, ClaimAsksAllServersAtOnce) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 3;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().connect());
+  for (unsigned i = 0; i < 3; i++) rig.server(i).close_gate(Op::kClaim);
+  Result<void> claimed;
+  std::thread thread([&] { claimed = rig.pager().claim(); });
+  for (unsigned i = 0; i < 3; i++) rig.server(i).wait_for_gated(1);
+  const std::uint64_t hellos = rig.server(0).requests(Op::kHello);
+  for (unsigned i = 0; i < 3; i++) rig.server(i).open_gate();
+  thread.join();
+  EXPECT_TRUE(claimed) << claimed.error().message;
+  EXPECT_EQ(rig.server(0).requests(Op::kHello), hellos) << "no connection is made meanwhile";
+}
+
+TEST(PagerServers, AConnectionThatBrokeBeforeTheClaimIsMadeAgain) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 2;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().connect());
+  rig.server(1).hang_up_all();
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+}
+
+// ---- Pages that a server has lost ---------------------------------------------------------------
+
+class PagesLost : public testing::TestWithParam<const char*> {};
+
+TEST_P(PagesLost, IsAStateOfItsOwnAndFinal) {
+  SKIP_WITHOUT_UFFD();
+  const std::string how = GetParam();
+  RigOptions options;
+  options.limit = 256;
+  Rig rig(options);
+  rig.run();
+  rig.expect_page(0);
+  // A write, so that there is a page of this side's.
+  for (std::uint64_t i = 0; i < options.pages; i++) write_pattern(rig.page(i), i, 2);
+  ASSERT_TRUE(rig.settle());
+  rig.server(0).stop();
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
+  if (how == "arena") rig.server(0).forget_sessions();
+  if (how == "older") rig.server(0).age_pages();
+  if (how == "pages") {
+    for (std::uint64_t i = 0; i < options.pages; i++) rig.server(0).lose_page(i);
+  }
+  if (how == "other") rig.server(0).become_another();
+  rig.server(0).start();
+  const ServerEvent event = rig.event(1);
+  EXPECT_EQ(event.state, LinkState::kPagesLost);
+  EXPECT_NE(event.error, "");
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().servers[0].pages_lost; }));
+  // It goes on asking, in case the right one comes, and says nothing new.
+  const std::uint64_t hellos = rig.server(0).requests(Op::kHello);
+  EXPECT_TRUE(eventually([&] { return rig.server(0).requests(Op::kHello) > hellos + 2; }));
+  EXPECT_EQ(rig.events(), 2U);
+  EXPECT_EQ(rig.pager().stats().servers_lost, 1U);
+}
+
+INSTANTIATE_TEST_SUITE_P(, PagesLost, testing::Values("arena", "older", "pages", "other"),
+                         [](const auto& suite) { return std::string(suite.param); });
 
 TEST(PagerServers, StopCanDropTheSession) {
   SKIP_WITHOUT_UFFD();
@@ -300,7 +413,7 @@ TEST(PagerRelease, LetsEveryoneGoWhoWaits) {
   rig.run();
   rig.server(0).stop();
   rig.server(1).stop();
-  EXPECT_TRUE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kLost);
   std::vector<std::thread> guests;
   for (unsigned t = 0; t < 4; t++) {
     guests.emplace_back([&, t] {
@@ -345,6 +458,7 @@ TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
   ASSERT_TRUE(rig.pager().claim());
   rig.server(0).close_gate(Op::kPut);  // nothing ever gets out
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   std::thread guest([&] {
     for (std::uint64_t i = 256; i < 512; i++) {
       [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(i));
@@ -385,6 +499,7 @@ TEST(PagerKernel, PagesThatAreNotTakenStay) {
     ASSERT_TRUE(rig.pager().claim());
     *memory = rig.page(0);
     ASSERT_TRUE(rig.pager().start());
+    ASSERT_TRUE(rig.pager().commit());
     for (int round = 0; round < 3; round++) {
       for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
     }
@@ -416,6 +531,7 @@ TEST(PagerKernel, APoisonedPageIsNotFilledAnew) {
   ASSERT_TRUE(rig.pager().claim());
   *memory = rig.page(0);
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   ASSERT_TRUE(rig.settle());
   ASSERT_NE(poisoned->load(), nullptr);
   int fds[2];
@@ -449,6 +565,7 @@ TEST(PagerKernel, APinnedPageStaysAndIsTakenLater) {
   }
   ASSERT_TRUE(rig.pager().claim());
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   ASSERT_TRUE(rig.settle());
   // A device's write lands in the page that the guest sees.
   for (std::uint64_t i = 256; i < 512; i++) rig.expect_page(i);
@@ -597,6 +714,7 @@ void fault_right_after_leaving(PageOutMethod method) {
   const std::uint64_t first = 16;
   *memory = {rig.page(first), rig.page(options.pages)};
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   barrier->wait_until_reached();
   const auto page = static_cast<std::uint64_t>(taken->load() - rig.page(0)) / kPageSize;
   std::thread guest([&] {
@@ -642,6 +760,7 @@ TEST(PagerRace, AWriteWhileProtected) {
   ASSERT_TRUE(rig.create());
   ASSERT_TRUE(rig.pager().claim());
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   barrier->wait_until_reached();
   const auto page = static_cast<std::uint64_t>(protected_->load() - rig.page(0)) / kPageSize;
   // Comes back although the evictor stands still: a fault never waits for an eviction.
@@ -676,6 +795,7 @@ TEST(PagerRace, AWriteBetweenCopyAndDiscard) {
   ASSERT_TRUE(rig.create());
   ASSERT_TRUE(rig.pager().claim());
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   barrier->wait_until_reached();
   const auto page = static_cast<std::uint64_t>(discarded->load() - rig.page(0)) / kPageSize;
   std::thread guest([&] { write_pattern(rig.page(page), page, 1); });
@@ -708,6 +828,7 @@ TEST(PagerRace, AFaultServedFromTheQueue) {
     ASSERT_TRUE(rig.pager().claim());
     rig.server(0).close_gate(Op::kPut);
     ASSERT_TRUE(rig.pager().start());
+    ASSERT_TRUE(rig.pager().commit());
     rig.server(0).wait_for_gated(1);
     ASSERT_TRUE(eventually([&] { return rig.pager().stats().queued_pages >= 64; }));
     for (std::uint64_t i = 0; i < 256; i++) {
@@ -747,15 +868,13 @@ TEST(PagerSetup, LockedMemoryNamesMemLock) {
   RigOptions options;
   Rig rig(options);
   rig.send_all();
-  ASSERT_TRUE(rig.create());
   if (mlock(rig.page(0), rig.bytes()) != 0) GTEST_SKIP() << "mlock is not permitted";
   if (madvise(rig.page(0), kPageSize, MADV_DONTNEED) == 0) {
     GTEST_SKIP() << "mlock does nothing under this sanitizer";
   }
-  ASSERT_TRUE(rig.pager().claim());
-  const Result<void> started = rig.pager().start();
-  ASSERT_FALSE(started);
-  EXPECT_NE(started.error().message.find("mem-lock"), std::string::npos);
+  const Result<void> created = rig.create();
+  ASSERT_FALSE(created);
+  EXPECT_NE(created.error().message.find("mem-lock"), std::string::npos);
 }
 
 TEST(PagerSetup, RefusesBadFigures) {

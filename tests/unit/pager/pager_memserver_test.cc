@@ -143,9 +143,9 @@ TEST(PagerMemserver, ARestartWithTheArenaKeptIsSurvived) {
     write_pattern(rig.page(i), i, 1);
   }
   running.reset();
-  EXPECT_TRUE(rig.event(0).lost);
+  EXPECT_EQ(rig.event(0).state, LinkState::kLost);
   running = std::make_unique<RunningServer>(server);
-  EXPECT_FALSE(rig.event(1).lost);
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
   for (int round = 0; round < 2; round++) {
     for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i, 1);
   }

@@ -177,8 +177,8 @@ class Rig {
     config.on_server_event = [this](const ServerEvent& event) {
       const std::lock_guard lock(mutex_);
       if (events_.size() < 8) {
-        std::fprintf(stderr, "%s is %s %s\n", event.uri.c_str(), event.lost ? "lost:" : "back",
-                     event.error.c_str());
+        std::fprintf(stderr, "%s is %s %s\n", event.uri.c_str(),
+                     event.state == LinkState::kConnected ? "back" : "lost:", event.error.c_str());
       }
       events_.push_back(event);
       happened_.notify_all();
@@ -196,6 +196,7 @@ class Rig {
     send_all();
     if (testing::Test::HasFatalFailure()) return;
     Result<void> done = create();
+    if (done) done = pager_->connect();
     if (done) done = pager_->claim();
     if (done) done = pager_->start();
     if (done) done = pager_->commit();

@@ -74,6 +74,7 @@ TEST(Pager, ZeroPagesNeedNoServer) {
   ASSERT_TRUE(rig.pager().claim());
   EXPECT_EQ(rig.pager().stats().zero_pages, 18U);
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   for (std::uint64_t i = 300; i < 320; i++) {
     if (i == 305 || i == 306) {
       rig.expect_page(i);
@@ -86,6 +87,54 @@ TEST(Pager, ZeroPagesNeedNoServer) {
   // The server's stale copies of them are forgotten.
   for (std::uint64_t i = 320; i < 512; i++) rig.expect_page(i);
   EXPECT_TRUE(eventually([&] { return rig.server(0).pages() == 0; }));
+}
+
+// A reset, say, between the plan and the end of the stream.
+TEST(Pager, WhatIsWrittenBehindItsBackCanBeDiscarded) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  write_pattern(rig.page(300), 300, 9);  // before the region is known
+  ASSERT_TRUE(rig.create());
+  for (std::uint64_t i = 400; i < 420; i++) write_pattern(rig.page(i), i, 9);
+  ASSERT_TRUE(rig.pager().discard_remote());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+}
+
+TEST(Pager, NothingIsPagedOutBeforeTheCommit) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 2;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().connect());
+  ASSERT_TRUE(rig.pager().claim());
+  ASSERT_TRUE(rig.pager().start());
+  const std::uint64_t puts = rig.server(0).requests(wire::Op::kPut);
+  // Devices that are loaded may touch more than there is room for, and need not wait.
+  for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  EXPECT_EQ(rig.server(0).requests(wire::Op::kPut), puts);
+  EXPECT_EQ(rig.server(0).requests(wire::Op::kDiscard), 0U);
+  EXPECT_EQ(rig.server(1).requests(wire::Op::kDiscard), 0U);
+  EXPECT_GT(rig.pager().stats().resident_pages, options.limit);
+  ASSERT_TRUE(rig.pager().commit());
+  EXPECT_TRUE(rig.comes_within_limit());
+}
+
+TEST(Pager, EveryServerIsCommitted) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.servers = 3;
+  Rig rig(options);
+  rig.run();
+  // Not within a second, by the next ping: at once.
+  for (unsigned i = 0; i < 3; i++) {
+    EXPECT_TRUE(eventually([&] { return rig.server(i).committed(); })) << i;
+  }
 }
 
 TEST(Pager, ZeroPagesCanBeWritten) {
@@ -119,7 +168,7 @@ TEST(Pager, ClaimFencesTheSource) {
   ASSERT_TRUE(second);
   const Result<void> claimed = (*second)->claim();
   ASSERT_FALSE(claimed);
-  EXPECT_EQ(claimed.error().code, EALREADY);
+  EXPECT_EQ(claimed.error().code, ESTALE);
   rig.expect_page(400);
 }
 
@@ -194,6 +243,7 @@ TEST_P(PageOut, HolesAndZeroPagesAreNotSent) {
   std::memset(rig.page(128), 0, 64 * kPageSize);
   ASSERT_TRUE(rig.pager().claim());
   ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
   ASSERT_TRUE(rig.settle());
   for (std::uint64_t i = 384; i < 512; i++) rig.expect_page(i);
   for (std::uint64_t i = 192; i < 512; i++) rig.expect_page(i);

@@ -144,7 +144,7 @@ TEST(SplitSourceTest, EveryPageArrivesWhereThePlanSays) {
   std::vector<std::unique_ptr<wire::Connection>> connections;
   for (const HandoverServer& server : handover->servers) {
     connections.push_back(std::move(*wire::Connection::connect(*wire::parse_uri(server.uri), {})));
-    ASSERT_TRUE(connections.back()->claim(handover->session, Epoch{}, true));
+    ASSERT_TRUE(connections.back()->attach(handover->session, server.epoch));
   }
   std::uint64_t checked = 0;
   for (std::uint64_t i = 0; i < kPages; i++) {
@@ -192,7 +192,7 @@ TEST(SplitSourceTest, ResentPagesReplaceAndZeroIsTakenBack) {
   const Handover handover = *Handover::decode(split->encode_plan());
   std::unique_ptr<wire::Connection> connection =
       std::move(*wire::Connection::connect(*wire::parse_uri(server.uri()), {}));
-  ASSERT_TRUE(connection->claim(handover.session, Epoch{}, true));
+  ASSERT_TRUE(connection->attach(handover.session, Epoch{1}));
   EXPECT_EQ(fetch(*connection, PageIndex{page}),
             std::vector<std::uint8_t>(memory.page(page), memory.page(page) + kPageSize));
 }
@@ -301,38 +301,91 @@ TEST(SplitSourceTest, CloseDropsWhatIsOnTheServers) {
   EXPECT_EQ(server.sessions(), 0U);
 }
 
-TEST(SplitSourceTest, ReclaimIsGrantedUntilTheDestinationCommits) {
+// What the destination does at a server, step by step.
+class ByHand {
+ public:
+  ByHand(const Handover& handover, std::size_t server)
+      : handover_(handover),
+        connection_(std::move(
+            *wire::Connection::connect(*wire::parse_uri(handover.servers[server].uri), {}))) {}
+  wire::Status claim(Epoch epoch = Epoch{1}) {
+    return connection_->ask_ownership(wire::Op::kClaim, handover_.session, epoch, handover_.ticket)
+        ->status;
+  }
+  wire::Status commit() {
+    return connection_->ask_ownership(wire::Op::kCommit, {}, connection_->epoch(), {})->status;
+  }
+
+ private:
+  Handover handover_;
+  std::unique_ptr<wire::Connection> connection_;
+};
+
+TEST(SplitSourceTest, AfterAReclaimNoClaimIsGranted) {
   RunningServer server(PageCount{kPages});
   const std::unique_ptr<SplitSource> split = opened(config_for({server.uri()}));
   ASSERT_TRUE(split);
   const Handover handover = *Handover::decode(split->encode_plan());
-  std::unique_ptr<wire::Connection> destination =
-      std::move(*wire::Connection::connect(*wire::parse_uri(server.uri()), {}));
-  ASSERT_TRUE(destination->claim(handover.session, Epoch{}, true));
+  ByHand early(handover, 0);
+  ASSERT_EQ(early.claim(), wire::Status::kOk);
+  ASSERT_TRUE(split->flush());
+  ASSERT_TRUE(split->end());
+  EXPECT_TRUE(split->settle()) << "nobody has committed";
+  EXPECT_EQ(early.commit(), wire::Status::kFenced) << "too late";
+  ByHand late(handover, 0);
+  for (const std::uint64_t epoch : {1, 2, 3}) {
+    EXPECT_EQ(late.claim(Epoch{epoch}), wire::Status::kFenced);
+  }
+  split->close(true);
+  EXPECT_EQ(server.sessions(), 0U);
+}
 
-  EXPECT_TRUE(split->reclaim());
-  const Result<void> late = destination->commit();
-  ASSERT_FALSE(late);
-  EXPECT_EQ(late.error().code, ESTALE) << "the destination is fenced";
-
-  ASSERT_TRUE(destination->claim(handover.session, Epoch{}, true));
-  ASSERT_TRUE(destination->commit());
-  const Result<void> again = split->reclaim();
-  ASSERT_FALSE(again);
-  EXPECT_EQ(again.error().code, EALREADY);
-  EXPECT_EQ(server.sessions(), 1U);
+TEST(SplitSourceTest, ACommitSettlesWhoOwnsTheVm) {
+  RunningServer server(PageCount{kPages});
+  const std::unique_ptr<SplitSource> split = opened(config_for({server.uri()}));
+  ASSERT_TRUE(split);
+  ByHand destination(*Handover::decode(split->encode_plan()), 0);
+  ASSERT_TRUE(split->flush());
+  ASSERT_TRUE(split->end());
+  ASSERT_EQ(destination.claim(), wire::Status::kOk);
+  ASSERT_EQ(destination.commit(), wire::Status::kOk);
+  for (int i = 0; i < 2; i++) {
+    const Result<void> settled = split->settle();
+    ASSERT_FALSE(settled);
+    EXPECT_EQ(settled.error().code, EALREADY);
+  }
   split->close(true);
   EXPECT_EQ(server.sessions(), 1U) << "a committed session is not the source's to drop";
+}
+
+TEST(SplitSourceTest, ASourceInDoubtAsksUntilItIsAnswered) {
+  RunningServer other(PageCount{kPages});
+  auto arbiter = std::make_unique<RunningServer>(PageCount{kPages});
+  SplitSourceConfig config = config_for({arbiter->uri(), other.uri()});
+  const std::unique_ptr<SplitSource> split = opened(config);
+  ASSERT_TRUE(split);
+  ASSERT_TRUE(split->flush());
+  ASSERT_TRUE(split->end());
+  const std::string uri = arbiter->uri();
+  arbiter.reset();
+  for (int i = 0; i < 3; i++) {
+    const Result<void> settled = split->settle();
+    ASSERT_FALSE(settled);
+    EXPECT_NE(settled.error().code, EALREADY);
+    EXPECT_THAT(settled.error().message, HasSubstr(uri));
+  }
+  EXPECT_EQ(other.sessions(), 1U) << "the arbiter first";
+  split->given_up();
+  EXPECT_TRUE(split->settle()) << "the destination's word is enough";
+  split->close(true);
+  EXPECT_EQ(other.sessions(), 0U);
 }
 
 TEST(SplitSourceTest, StaleSourceCannotWrite) {
   RunningServer server(PageCount{kPages});
   const std::unique_ptr<SplitSource> split = opened(config_for({server.uri()}));
   ASSERT_TRUE(split);
-  const Handover handover = *Handover::decode(split->encode_plan());
-  std::unique_ptr<wire::Connection> destination =
-      std::move(*wire::Connection::connect(*wire::parse_uri(server.uri()), {}));
-  ASSERT_TRUE(destination->claim(handover.session, Epoch{}, true));
+  ASSERT_EQ(ByHand(*Handover::decode(split->encode_plan()), 0).claim(), wire::Status::kOk);
   VmMemory memory(kPages);
   send_all(*split, memory);
   const Result<void> flushed = split->flush();

@@ -99,7 +99,7 @@ TEST(ProtocolTest, AcceptedHeadersStayInBounds) {
     std::memcpy(&header, bytes.data(), sizeof(header));
     header.magic = kMagic;
     header.op %= 16;
-    header.flags &= kReply | kIfUncommitted;
+    header.flags &= kReply;
     header.reserved = 0;
     header.mask = 0;
     header.length %= 2 * kMaxPayloadBytes;

@@ -50,10 +50,16 @@ bool split_migration_rate_exceeded(void);
 /* ---- Destination -------------------------------------------------------- */
 
 /*
- * The stream was loaded without error; takes the VM over for good.  Without
- * remote memory there is nothing to do.  On failure the VM must not run.
+ * The stream was loaded without error; takes the VM over for good, however
+ * long the arbiter takes to answer.  Without remote memory there is nothing to
+ * do.  On failure the VM must not run.
  */
-bool remote_memory_commit(Error **errp);
+bool coroutine_fn remote_memory_commit(Error **errp);
+/*
+ * Whether the source may be told that this side will never run the VM: not
+ * while it may have taken it over.
+ */
+bool remote_memory_give_up(void);
 /* The VM is gone, or did not come: gives the servers' memory back. */
 void remote_memory_cleanup(void);
 /*
