@@ -3,7 +3,7 @@
 #
 # Variables: JOBS=N (parallel compiles), PREFIX= and DESTDIR= (install), SUITE= (bench),
 # QEMU_TARBALL=, LINUX_TARBALL= (source tarballs of QEMU 10.0, Linux 6.12 instead of Debian's),
-# FUZZ_SECONDS= (fuzz), TESTS= (arguments for pytest in test-e2e, test-hosts and test-house),
+# FUZZ_SECONDS= (fuzz), TESTS= (arguments for pytest in the parts that it runs),
 # KERNEL_CONFIG= (a fragment more, for kernel), DEB_CONFIG= (a .config, for kernel-deb),
 # FORCE=1 (qemu-tree, linux-tree).
 
@@ -78,8 +78,8 @@ selftests: kernel ## the kernel's selftests named in tests/hosts/selftests.txt
 
 ## Test
 
-.PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-e2e test-hosts
-.PHONY: test-hosts-debug test-kernel-deb test
+.PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-model test-e2e test-hosts
+.PHONY: test-hosts-debug test-kernel-deb test test-long
 check: deps ## unit tests: no root, no network, under two minutes
 	@scripts/check.sh cmake
 
@@ -99,13 +99,17 @@ test-house: deps ## tests of the build machinery itself
 	@mkdir -p build/results
 	@$(PYTEST) -q tests/house --junitxml=build/results/test-house.xml $(TESTS)
 
+test-model: deps ## the protocol's model, searched by spin: under two minutes
+	@mkdir -p build/results
+	@$(PYTEST) -q -n 2 tests/model -m "not long" --junitxml=build/results/test-model.xml $(TESTS)
+
 test-e2e: all ## end-to-end tests with real guests; TESTS="-k name" picks
 	@mkdir -p build/results
-	@$(PYTEST) -v -n 2 tests/e2e --junitxml=build/results/test-e2e.xml $(TESTS)
+	@$(PYTEST) -v -n 2 tests/e2e -m "not long" --junitxml=build/results/test-e2e.xml $(TESTS)
 
 test-hosts: all kernel selftests ## emulated hosts, and the kernel's selftests in them
 	@mkdir -p build/results
-	@$(PYTEST) -v -n 2 tests/hosts --junitxml=build/results/test-hosts.xml $(TESTS)
+	@$(PYTEST) -v -n 2 tests/hosts -m "not long" --junitxml=build/results/test-hosts.xml $(TESTS)
 
 test-hosts-debug: all kernel-debug selftests ## the same on the kernel that checks itself
 	@mkdir -p build/results
@@ -117,6 +121,11 @@ test-kernel-deb: all kernel-deb selftests ## that what kernel-deb packs boots an
 
 test: deps ## everything; the last line is "N passed, N failed, N skipped"
 	@scripts/test-all
+
+test-long: all kernel selftests ## what takes too long for test: the whole model, tests marked long
+	@mkdir -p build/results
+	@$(PYTEST) -v -n 2 tests/model tests/e2e tests/hosts -m long \
+	    --junitxml=build/results/test-long.xml $(TESTS)
 
 ## Demo and benchmarks
 

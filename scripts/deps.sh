@@ -31,7 +31,7 @@ packages="
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
     libsystemd-dev seabios qemu-system-data ipxe-qemu busybox-static cpio iproute2 mandoc
-    shellcheck gdb
+    shellcheck gdb spin
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
 [ "${1:-}" != kernel-deb ] || packages="$packages debhelper rsync kmod"
