@@ -90,7 +90,6 @@ Result<std::unique_ptr<KsPager>> make_pager(std::span<const std::uint8_t> plan,
   config.vm_pages = pager->handover.vm_pages;
   config.chunk_pages = pager->handover.chunk_pages;
   config.limit = pager->handover.main_limit;
-  config.reserve = pager->handover.main_reserve;
   config.method = to_method(c.page_out);
   config.history = pager->history.history.get();
   config.on_server_event = to_callback(c);

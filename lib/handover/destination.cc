@@ -14,7 +14,7 @@ constexpr std::size_t kArbiter = 0;
 
 }  // namespace
 
-Destination::Destination(const Ticket& ticket, std::vector<Epoch> epochs) : ticket_(ticket) {
+Destination::Destination(const Ticket& ticket, const std::vector<Epoch>& epochs) : ticket_(ticket) {
   for (const Epoch epoch : epochs) servers_.push_back({epoch, false, false});
 }
 

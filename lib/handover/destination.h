@@ -34,7 +34,7 @@ class Destination {
   };
 
   // `epochs`: the source's, by server, the first is the arbiter.
-  Destination(const Ticket& ticket, std::vector<Epoch> epochs);
+  Destination(const Ticket& ticket, const std::vector<Epoch>& epochs);
 
   [[nodiscard]] Phase phase() const { return phase_; }
   [[nodiscard]] Epoch epoch(std::size_t server) const { return servers_[server].epoch; }

@@ -14,7 +14,7 @@ constexpr std::size_t kArbiter = 0;
 
 }  // namespace
 
-Source::Source(const Ticket& ticket, std::vector<Server> servers) : ticket_(ticket) {
+Source::Source(const Ticket& ticket, const std::vector<Server>& servers) : ticket_(ticket) {
   for (const Server& server : servers) {
     servers_.push_back({server.fresh, !server.fresh, false, false, server.epoch});
   }

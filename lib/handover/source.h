@@ -51,7 +51,7 @@ class Source {
   };
 
   // `servers`: by number, the first is the arbiter of this handover.
-  Source(const Ticket& ticket, std::vector<Server> servers);
+  Source(const Ticket& ticket, const std::vector<Server>& servers);
 
   [[nodiscard]] Phase phase() const { return phase_; }
   [[nodiscard]] const Ticket& ticket() const { return ticket_; }

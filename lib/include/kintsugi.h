@@ -153,7 +153,7 @@ int ks_split_diagnose(const KsSplit *split, KsError *err);
  */
 void ks_split_cancel(KsSplit *split);
 /*
- * After ks_split_flush(), with the VM stopped: the end of the stream is about to be sent, from which
+ * After ks_split_flush(), with the VM stopped: the end of the stream is about to be sent. From then
  * on the VM may be the destination's. On failure it must not be sent. The thread that sends.
  */
 int ks_split_end(KsSplit *split, KsError *err);

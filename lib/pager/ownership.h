@@ -17,8 +17,8 @@ namespace kintsugi {
 // Thread-safe.
 class Ownership {
  public:
-  Ownership(const handover::Ticket& ticket, std::vector<Epoch> epochs)
-      : destination_(ticket, std::move(epochs)) {}
+  Ownership(const handover::Ticket& ticket, const std::vector<Epoch>& epochs)
+      : destination_(ticket, epochs) {}
 
   // See handover::Destination. wanted() counts as asked: whoever calls it sends the request.
   [[nodiscard]] std::optional<handover::Request> wanted(std::size_t server);

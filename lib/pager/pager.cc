@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "pager/pager.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -12,17 +11,16 @@
 #include <thread>
 #include <utility>
 
+#include "base/thread.h"
 #include "pager/core.h"
 #include "pager/evictor.h"
 #include "pager/fault_thread.h"
 #include "pager/prefetch.h"
+#include "placement/reserve.h"
 
 namespace kintsugi {
 namespace {
 
-constexpr std::uint64_t kMinReserve_pages = 256;
-constexpr std::uint64_t kMaxReserve_pages = 1U << 18;
-constexpr std::uint64_t kReserveShare = 32;
 // Frames of the eviction queue.
 constexpr std::uint64_t kMinFrames = 4;
 constexpr std::uint64_t kMaxFrames = 256;
@@ -68,9 +66,10 @@ Result<void> check_config(const PagerConfig& config, const SplitPlan& plan) {
 Result<void> choose_limits(PagerCore* core) {
   PagerConfig& config = core->config;
   if (config.reserve.value == 0) {
-    config.reserve = PageCount{std::min(
-        std::clamp(config.limit.value / kReserveShare, kMinReserve_pages, kMaxReserve_pages),
-        config.limit.value / 4)};
+    if (Result<void> enough = check_main_limit(config.limit, config.chunk_pages); !enough) {
+      return enough;
+    }
+    config.reserve = paging_reserve(config.limit, config.chunk_pages);
   }
   if (config.reserve.value < 8 || config.limit.value < 2 * config.reserve.value) {
     return make_error(EINVAL,
@@ -304,15 +303,9 @@ void Pager::apply_zero(PageIndex first, PageCount pages, bool zero) {
 Result<void> Pager::connect() {
   const std::size_t count = core_->links.size();
   std::vector<Result<void>> results(count);
-  {
-    std::vector<std::thread> threads;
-    for (std::size_t i = 0; i < count; i++) {
-      threads.emplace_back([this, i, &results] {
-        results[i] = core_->links[i]->connect(core_->config.servers[i].epoch);
-      });
-    }
-    for (std::thread& thread : threads) thread.join();
-  }
+  for_each_at_once(count, [&](std::size_t i) {
+    results[i] = core_->links[i]->connect(core_->config.servers[i].epoch);
+  });
   for (const Result<void>& result : results) {
     if (!result) return result;
   }
@@ -465,12 +458,20 @@ Result<void> Pager::start() {
   threads->evictor = std::move(*evictor);
 
   threads_ = std::move(threads);
-  threads_->fault_thread = std::thread([this] { threads_->fault->run(); });
-  threads_->prefetch_thread = std::thread([this] { threads_->prefetch->run(); });
-  threads_->evictor_thread = std::thread([this] { threads_->evictor->run(); });
-  pthread_setname_np(threads_->fault_thread.native_handle(), "ks-fault");
-  pthread_setname_np(threads_->prefetch_thread.native_handle(), "ks-prefetch");
-  pthread_setname_np(threads_->evictor_thread.native_handle(), "ks-evict");
+  const auto run = [](std::thread* thread, const char* name, auto body) -> Result<void> {
+    Result<std::thread> started = start_thread(name, std::move(body));
+    if (!started) return started.error();
+    *thread = std::move(*started);
+    return {};
+  };
+  Result<void> runs = run(&threads_->fault_thread, "ks-fault", [this] { threads_->fault->run(); });
+  if (runs) {
+    runs = run(&threads_->prefetch_thread, "ks-prefetch", [this] { threads_->prefetch->run(); });
+  }
+  if (runs) {
+    runs = run(&threads_->evictor_thread, "ks-evict", [this] { threads_->evictor->run(); });
+  }
+  if (!runs) return runs;
   for (const std::unique_ptr<ServerLink>& link : core.links) {
     if (Result<void> kept = link->start(); !kept) return kept;
   }
@@ -503,9 +504,10 @@ void Pager::stop(bool drop_sessions) {
   core.stopping.store(true, std::memory_order_release);
   core.ring_all();
   if (threads_) {
-    threads_->fault_thread.join();
-    threads_->prefetch_thread.join();
-    threads_->evictor_thread.join();
+    for (std::thread* thread :
+         {&threads_->fault_thread, &threads_->prefetch_thread, &threads_->evictor_thread}) {
+      if (thread->joinable()) thread->join();
+    }
   }
   if (started_) {
     started_ = false;

@@ -52,8 +52,8 @@ struct PagerConfig {
   PageCount chunk_pages{16};  // a power of two
   // Pages that this host may spend on the VM's memory, the eviction queue included.
   PageCount limit;
-  // Kept free for faults to come: the evictor works until limit - reserve pages are resident. 0
-  // chooses 1/32 of the limit, within 256 pages to 1 GiB.
+  // Kept free for faults to come: the evictor works until limit - reserve pages are resident. 0:
+  // paging_reserve(); tests choose others.
   PageCount reserve;
   PageOutMethod method = PageOutMethod::kAuto;
   AccessHistory* history = nullptr;  // what to evict by; may be null; outlives the pager

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "pager/server_link.h"
 
-#include <pthread.h>
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <system_error>
 #include <utility>
+
+#include "base/thread.h"
 
 namespace kintsugi {
 namespace {
@@ -190,14 +190,10 @@ void ServerLink::poke() {
 // ---- The keeper ---------------------------------------------------------------------------------
 
 Result<void> ServerLink::start() {
-  try {
-    keeper_ = std::thread([this] { keep(); });
-  } catch (const std::system_error& error) {
-    return make_error(error.code().value(), "cannot start a thread for memory server {}: {}", name_,
-                      error.what());
-  }
-  pthread_setname_np(keeper_.native_handle(),
-                     fmt::format("ks-keep-{}", config_.server.value).c_str());
+  Result<std::thread> keeper =
+      start_thread(fmt::format("ks-keep-{}", config_.server.value), [this] { keep(); });
+  if (!keeper) return keeper.error();
+  keeper_ = std::move(*keeper);
   return {};
 }
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "split/handover.h"
 
-#include <thread>
-
 #include "base/byte_stream.h"
+#include "base/thread.h"
 #include "wire/connection.h"
 
 namespace kintsugi {
@@ -33,7 +32,6 @@ std::vector<std::uint8_t> Handover::encode() const {
   out.put(vm_pages.value);
   out.put(chunk_pages.value);
   out.put(main_limit.value);
-  out.put(main_reserve.value);
   for (const HandoverServer& server : servers) {
     out.put_string(server.uri);
     out.put(server.capacity.value);
@@ -64,10 +62,8 @@ Result<Handover> Handover::decode(std::span<const std::uint8_t> bytes, PageCount
   handover.vm_pages = PageCount{in.get<std::uint64_t>()};
   handover.chunk_pages = PageCount{in.get<std::uint64_t>()};
   handover.main_limit = PageCount{in.get<std::uint64_t>()};
-  handover.main_reserve = PageCount{in.get<std::uint64_t>()};
   if (in.failed() || servers == 0 || servers > kMaxServers || handover.vm_pages.value == 0 ||
-      handover.vm_pages > max_pages || !check_chunk_pages(handover.chunk_pages) ||
-      handover.main_reserve > handover.main_limit) {
+      handover.vm_pages > max_pages || !check_chunk_pages(handover.chunk_pages)) {
     return malformed("split plan");
   }
   for (unsigned i = 0; i < servers; i++) {
@@ -111,11 +107,7 @@ Result<void> check_servers(const Handover& handover, std::chrono::milliseconds t
     return {};
   };
   std::vector<Result<void>> results(handover.servers.size());
-  std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < results.size(); i++) {
-    threads.emplace_back([&, i] { results[i] = check(handover.servers[i]); });
-  }
-  for (std::thread& thread : threads) thread.join();
+  for_each_at_once(results.size(), [&](std::size_t i) { results[i] = check(handover.servers[i]); });
   for (const Result<void>& result : results) {
     if (!result) return result;
   }

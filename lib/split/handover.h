@@ -29,8 +29,7 @@ struct Handover {
   wire::Ticket ticket{};  // with which the destination may claim
   PageCount vm_pages;
   PageCount chunk_pages;
-  PageCount main_limit;    // pages that may be resident on the main host
-  PageCount main_reserve;  // to be kept free of those, so that a fault need not wait
+  PageCount main_limit;  // pages that may be resident on the main host
   AccessPolicy policy = AccessPolicy::kAging;
   std::vector<HandoverServer> servers;  // the first is the arbiter
   std::optional<SplitPlan> plan;        // always there once made or decoded

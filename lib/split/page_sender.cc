@@ -6,6 +6,7 @@
 #include <span>
 #include <utility>
 
+#include "base/thread.h"
 #include "base/zero.h"
 
 namespace kintsugi {
@@ -32,9 +33,13 @@ bool PageBits::change(PageIndex page, bool value) {
 
 PageSender::PageSender(std::unique_ptr<wire::Connection> connection, PageBits* zero,
                        PageBits* stored, SendWindow window)
-    : connection_(std::move(connection)), zero_(zero), stored_(stored), window_(window) {
-  thread_ = std::thread([this] { run(); });
-  pthread_setname_np(thread_.native_handle(), "ks-send");
+    : connection_(std::move(connection)), zero_(zero), stored_(stored), window_(window) {}
+
+Result<void> PageSender::start() {
+  Result<std::thread> thread = start_thread("ks-send", [this] { run(); });
+  if (!thread) return thread.error();
+  thread_ = std::move(*thread);
+  return {};
 }
 
 PageSender::~PageSender() { stop(); }

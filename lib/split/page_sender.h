@@ -64,6 +64,8 @@ class PageSender {
   PageSender(const PageSender&) = delete;
   PageSender& operator=(const PageSender&) = delete;
 
+  // Starts the thread; before anything else.
+  [[nodiscard]] Result<void> start();
   // Blocks while the queue is full. Returns 0 or the negative errno that the sender failed with.
   int queue(PageIndex page, const void* host);
   void kick();

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
+
+#include "base/thread.h"
+#include "placement/reserve.h"
 
 namespace kintsugi {
 namespace {
@@ -19,11 +21,6 @@ std::string mib(PageCount pages) {
 }
 
 }  // namespace
-
-PageCount main_reserve(PageCount main_capacity, PageCount chunk_pages) {
-  constexpr std::uint64_t kLeastPages = (1 << 20) >> kPageShift;
-  return PageCount{std::max({main_capacity.value / 64, kLeastPages, 2 * chunk_pages.value})};
-}
 
 Result<void> SplitSource::check(const SplitSourceConfig& config) {
   if (config.sub_hosts.empty() || config.sub_hosts.size() > kMaxServers) {
@@ -59,12 +56,11 @@ Result<void> SplitSource::check(const SplitSourceConfig& config) {
     }
     all = all + sub_host.capacity;
   }
-  const PageCount reserve = main_reserve(config.main_capacity, config.chunk_pages);
-  const PageCount need = config.vm_pages + reserve;
-  if (config.main_capacity <= reserve) {
-    return make_error(EINVAL, "main-memory of {} is too little: paging alone needs {}",
-                      mib(config.main_capacity), mib(reserve));
+  if (Result<void> enough = check_main_limit(config.main_capacity, config.chunk_pages); !enough) {
+    return enough;
   }
+  const PageCount reserve = paging_reserve(config.main_capacity, config.chunk_pages);
+  const PageCount need = config.vm_pages + reserve;
   if (all < need) {
     return make_error(ENOSPC,
                       "the capacities do not add up: main host {} and {} sub-host(s) {} hold {}, "
@@ -96,7 +92,7 @@ SplitSource::SplitSource(SplitSourceConfig config)
   }
 }
 
-SplitSource::~SplitSource() { close(false); }
+SplitSource::~SplitSource() { stop_senders(); }
 
 wire::ConnectOptions SplitSource::connect_options(wire::Canceller* canceller) const {
   return {config_.connect_timeout, config_.io_timeout, canceller};
@@ -115,17 +111,20 @@ Result<void> SplitSource::open() {
   }
   for (std::unique_ptr<wire::Connection>& connection : reserved_) {
     senders_.push_back(std::make_unique<PageSender>(std::move(connection), &*zero_, &*stored_));
+    if (Result<void> started = senders_.back()->start(); !started) {
+      close(true);
+      return started;
+    }
   }
   reserved_.clear();
   return {};
 }
 
 Result<void> SplitSource::plan() {
-  const PageCount reserve = main_reserve(config_.main_capacity, config_.chunk_pages);
+  const PageCount reserve = paging_reserve(config_.main_capacity, config_.chunk_pages);
   handover_.vm_pages = config_.vm_pages;
   handover_.chunk_pages = config_.chunk_pages;
   handover_.main_limit = config_.main_capacity;
-  handover_.main_reserve = reserve;
   handover_.policy = config_.policy;
   SplitRequest request;
   request.pages = config_.vm_pages;
@@ -196,11 +195,7 @@ Result<std::unique_ptr<wire::Connection>> SplitSource::reserve(std::size_t index
 Result<void> SplitSource::reserve_all() {
   const std::size_t count = config_.sub_hosts.size();
   std::vector<std::optional<Result<std::unique_ptr<wire::Connection>>>> results(count);
-  std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < count; i++) {
-    threads.emplace_back([&, i] { results[i].emplace(reserve(i)); });
-  }
-  for (std::thread& thread : threads) thread.join();
+  for_each_at_once(count, [&](std::size_t i) { results[i].emplace(reserve(i)); });
   std::optional<Error> failure;
   for (std::size_t i = 0; i < count; i++) {
     Epoch epoch;
@@ -327,30 +322,30 @@ void SplitSource::given_up() {
   if (ownership_) ownership_->told_given_up();
 }
 
-void SplitSource::close(bool drop_sessions) {
+void SplitSource::stop_senders() {
   for (const auto& sender : senders_) sender->stop();
   senders_.clear();
   reserved_.clear();
+}
+
+void SplitSource::close(bool drop_sessions) {
+  stop_senders();
   if (!drop_sessions || !ownership_) return;
   {
     const std::lock_guard lock(ownership_mutex_);
     ownership_->withdraw();
   }
   // Once each: what cannot be reached is uncommitted, and dies of age there.
-  std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < config_.sub_hosts.size(); i++) {
-    threads.emplace_back([this, i] {
-      wire::ConnectOptions options = connect_options(nullptr);
-      if (i < handover_.servers.size() && handover_.servers[i].epoch == Epoch{}) {
-        // It was asked for a session and did not answer in time, so it may have one, or hang.
-        constexpr std::chrono::milliseconds kPatience{2000};
-        options.connect_timeout = std::min(options.connect_timeout, kPatience);
-        options.io_timeout = std::min(options.io_timeout, kPatience);
-      }
-      (void)ask(i, options);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+  for_each_at_once(config_.sub_hosts.size(), [this](std::size_t i) {
+    wire::ConnectOptions options = connect_options(nullptr);
+    if (i < handover_.servers.size() && handover_.servers[i].epoch == Epoch{}) {
+      // It was asked for a session and did not answer in time, so it may have one, or hang.
+      constexpr std::chrono::milliseconds kPatience{2000};
+      options.connect_timeout = std::min(options.connect_timeout, kPatience);
+      options.io_timeout = std::min(options.io_timeout, kPatience);
+    }
+    (void)ask(i, options);
+  });
 }
 
 PageCount SplitSource::planned(ServerId target) const {

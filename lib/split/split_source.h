@@ -45,10 +45,6 @@ struct SplitSourceConfig {
   std::chrono::milliseconds io_timeout{10000};
 };
 
-// Pages of the main host that stay free, so that a page-in finds room before anything was evicted:
-// 1/64 of its share, at least 1 MiB and at least two chunks.
-[[nodiscard]] PageCount main_reserve(PageCount main_capacity, PageCount chunk_pages);
-
 class SplitSource {
  public:
   // What can be known without asking a server: addresses, chunk size, whether capacities add up.
@@ -102,6 +98,7 @@ class SplitSource {
   [[nodiscard]] Result<std::unique_ptr<wire::Connection>> reserve(std::size_t index);
   [[nodiscard]] Result<void> reserve_all();
   [[nodiscard]] Result<void> plan();
+  void stop_senders();
   [[nodiscard]] std::optional<handover::Request> wanted(std::size_t index);
   void answered(std::size_t index, const handover::Request& request,
                 const handover::Answer& answer);

@@ -115,7 +115,7 @@ def handover_seeds():
     inner = plan(48, [(1, 0), (1, 1), (1, 2)])
     server = struct.pack("<H7sQQ", 7, b"tcp:a:1", 64, 1)
     ranks = struct.pack("<Q3H", 3, 200, 3, 0)
-    handover = struct.pack("<IHBB16s16sQQQQ", 0x4B53504C, 2, 1, 2, ID, TICKET, 48, 16, 32, 16) \
+    handover = struct.pack("<IHBB16s16sQQQ", 0x4B53504C, 2, 1, 2, ID, TICKET, 48, 16, 32) \
         + 2 * server + struct.pack("<Q", len(inner)) + inner + ranks
     yield "handover", b"\0" + handover
     yield "handover_cut", b"\0" + handover[:-3]

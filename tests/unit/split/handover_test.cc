@@ -20,7 +20,6 @@ Handover example() {
   handover.vm_pages = request.pages;
   handover.chunk_pages = request.chunk_pages;
   handover.main_limit = PageCount{450};
-  handover.main_reserve = PageCount{50};
   handover.policy = AccessPolicy::kClock;
   handover.servers = {{"tcp:a:1", PageCount{400}, Epoch{1}}, {"unix:/b", PageCount{400}, Epoch{1}}};
   handover.plan.emplace(*plan_split(request, {}));
@@ -36,7 +35,6 @@ TEST(HandoverTest, DecodesWhatItEncoded) {
   EXPECT_EQ(after->vm_pages, before.vm_pages);
   EXPECT_EQ(after->chunk_pages, before.chunk_pages);
   EXPECT_EQ(after->main_limit, before.main_limit);
-  EXPECT_EQ(after->main_reserve, before.main_reserve);
   EXPECT_EQ(after->policy, before.policy);
   ASSERT_EQ(after->servers.size(), 2U);
   EXPECT_EQ(after->servers[1].uri, "unix:/b");

@@ -44,6 +44,7 @@ TEST_F(PageSenderTest, SendsNoMoreAheadOfAnswersThanTheWindow) {
   ASSERT_NE(connection, nullptr);
   constexpr std::uint64_t kWindow = 1U << 20;
   PageSender sender(std::move(connection), &zero_, &stored_, SendWindow(kWindow, kWindow));
+  ASSERT_TRUE(sender.start());
   std::uint64_t arrived = 0;
   std::uint64_t most = 0;
   server_.order([&](const wire::FrameHeader& header) {
@@ -69,6 +70,7 @@ TEST_F(PageSenderTest, ZeroPagesAreLeftOutOfAPut) {
   std::unique_ptr<wire::Connection> connection = connect();
   ASSERT_NE(connection, nullptr);
   PageSender sender(std::move(connection), &zero_, &stored_);
+  ASSERT_TRUE(sender.start());
   const auto is_zero = [](std::uint64_t page) {
     return page < 3 || page % 7 == 5 || (page >= 640 && page < 800) || page == kPages - 1;
   };
@@ -111,6 +113,7 @@ TEST_F(PageSenderTest, RefusesAnAnswerOutOfTurn) {
   std::unique_ptr<wire::Connection> connection = connect();
   ASSERT_NE(connection, nullptr);
   PageSender sender(std::move(connection), &zero_, &stored_);
+  ASSERT_TRUE(sender.start());
   server_.order([](const wire::FrameHeader&) { return FakeServer::Act::kTwice; });
   for (std::uint64_t i = 0; i < kPages; i++) {
     if (sender.queue(PageIndex{i}, memory_.data() + (i << kPageShift)) != 0) break;

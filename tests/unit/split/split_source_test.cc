@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -195,6 +196,32 @@ TEST(SplitSourceTest, ResentPagesReplaceAndZeroIsTakenBack) {
   ASSERT_TRUE(connection->attach(handover.session, Epoch{1}));
   EXPECT_EQ(fetch(*connection, PageIndex{page}),
             std::vector<std::uint8_t>(memory.page(page), memory.page(page) + kPageSize));
+}
+
+// What the destination would refuse is refused by the command.
+TEST(SplitSourceTest, MainMemoryMustHoldTheReserveTwice) {
+  SplitSourceConfig config = config_for({"tcp:127.0.0.1:1"});
+  config.chunk_pages = PageCount{4096};     // 16 MiB
+  config.main_capacity = PageCount{12288};  // 48 MiB
+  const Result<void> checked = SplitSource::check(config);
+  ASSERT_FALSE(checked);
+  EXPECT_THAT(checked.error().message, HasSubstr("give 64.0 MiB or more"));
+}
+
+// In a child process without threads.
+void open_without_threads(const std::string& uri) {
+  [[maybe_unused]] const int not_root = setuid(65534);
+  rlimit none{};
+  setrlimit(RLIMIT_NPROC, &none);
+  Result<std::unique_ptr<SplitSource>> split = SplitSource::create(config_for({uri}));
+  const Result<void> opened = (*split)->open();
+  _exit(!opened && opened.error().message.find("thread") != std::string::npos ? 0 : 1);
+}
+
+TEST(SplitSourceTest, WithoutThreadsItFailsAndDropsWhatItHad) {
+  RunningServer server(PageCount{kPages});
+  EXPECT_EXIT(open_without_threads(server.uri()), testing::ExitedWithCode(0), "");
+  EXPECT_EQ(server.sessions(), 0U);
 }
 
 TEST(SplitSourceTest, CapacitiesMustAddUp) {
