@@ -2,6 +2,7 @@
 #include "memserver/arena.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <fstream>
 
 #include "memserver/text.h"
 
@@ -39,8 +41,16 @@ struct Superblock {
   std::uint32_t max_sessions;
   std::uint64_t alignment;
   std::uint64_t total_bytes;
+  char boot_id[40];  // of the boot that it was made in
 };
-static_assert(sizeof(Superblock) == 72);
+static_assert(sizeof(Superblock) == 112);
+
+std::string machine_boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  file >> id;
+  return id;
+}
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -92,7 +102,15 @@ Result<void> Arena::map(const ArenaOptions& options) {
                       size_text(to_bytes(*options.capacity)),
                       size_text(to_bytes(PageCount{kMaxCapacityPages})));
   }
-  Result<void> mapped = path_.empty() ? map_anonymous(options) : map_file(options);
+  boot_id_ = options.boot_id.empty() ? machine_boot_id() : options.boot_id;
+  Result<void> mapped;
+  if (options.fd >= 0) {
+    mapped = map_handed_over(options);
+  } else if (path_.empty()) {
+    mapped = map_anonymous(options);
+  } else {
+    mapped = map_file(options);
+  }
   if (!mapped) return mapped;
   records_ = reinterpret_cast<SessionRecord*>(base_ + records_at_);
   meta_ = reinterpret_cast<SlotMeta*>(base_ + meta_at_);
@@ -178,9 +196,48 @@ Result<void> Arena::map_anonymous(const ArenaOptions& options) {
                         size_text(to_bytes(capacity_)), size_text(ram));
     }
   }
-  if (Result<void> mapped = map_bytes(-1); !mapped) return mapped;
+  if (options.memfd) {
+    fd_ = memfd_create("kintsugi-arena", MFD_CLOEXEC);
+    if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(bytes_)) != 0) {
+      return make_error(errno, "cannot make a memfd of {}: {}", size_text(Bytes{bytes_}),
+                        errno_text(errno));
+    }
+  }
+  if (Result<void> mapped = map_bytes(fd_); !mapped) return mapped;
   madvise(base_, bytes_, MADV_HUGEPAGE);
   return {};
+}
+
+Result<void> Arena::map_handed_over(const ArenaOptions& options) {
+  path_ = "handed over by the process before";
+  fd_ = options.fd;
+  fcntl(fd_, F_SETFD, FD_CLOEXEC);
+  struct stat st {};
+  if (fstat(fd_, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size == 0) {
+    return make_error(EINVAL, "the descriptor {} that was handed over is no arena", fd_);
+  }
+  ArenaOptions as_it_is = options;
+  as_it_is.capacity.reset();
+  if (Result<void> adopted = adopt_file(as_it_is); !adopted) return adopted;
+  if (!recovered_) return make_error(EINVAL, "the arena that was handed over is empty");
+  if (!options.capacity || *options.capacity == capacity_) return {};
+  const auto* records = reinterpret_cast<const SessionRecord*>(base_ + records_at_);
+  const bool in_use = std::any_of(records, records + max_sessions_,
+                                  [](const SessionRecord& r) { return r.state == kRecordLive; });
+  if (in_use) {
+    spdlog::warn(
+        "keeps the capacity of {}, as there are sessions: --capacity {} takes effect with "
+        "a start without any",
+        size_text(to_bytes(capacity_)), size_text(to_bytes(*options.capacity)));
+    return {};
+  }
+  munmap(base_, bytes_);
+  base_ = nullptr;
+  close(fd_);
+  fd_ = -1;
+  recovered_ = false;
+  path_.clear();
+  return map_anonymous(options);
 }
 
 Result<void> Arena::map_file(const ArenaOptions& options) {
@@ -198,6 +255,17 @@ Result<void> Arena::map_file(const ArenaOptions& options) {
   if (fstat(fd_, &st) != 0 || !S_ISREG(st.st_mode)) {
     return make_error(
         EINVAL, "the arena {} is not a file: give --arena a path on tmpfs or hugetlbfs", path_);
+  }
+  struct statfs fs {};
+  if (fstatfs(fd_, &fs) != 0) {
+    return make_error(errno, "statfs {}: {}", path_, errno_text(errno));
+  }
+  if (fs.f_type != TMPFS_MAGIC && fs.f_type != HUGETLBFS_MAGIC) {
+    if (st.st_size == 0) unlink(path_.c_str());
+    return make_error(EINVAL,
+                      "the arena {} is on a disk, where guests' memory would be kept and be slow: "
+                      "give --arena a path on tmpfs (/dev/shm, say) or hugetlbfs",
+                      path_);
   }
   // st_size alone does not tell an arena from the rest of a failed creation: the magic does.
   if (st.st_size > 0) return adopt_file(options);
@@ -265,6 +333,9 @@ Result<void> Arena::adopt_file(const ArenaOptions& options) {
   if (super.layout_version != kLayoutVersion || super.page_bytes != kPageSize) {
     return damaged("was made by another release of memserver");
   }
+  if (std::string_view(super.boot_id, strnlen(super.boot_id, sizeof(super.boot_id))) != boot_id_) {
+    return damaged("is of another boot of a machine, so what is in it is old");
+  }
   if (options.capacity && options.capacity->value != super.capacity_pages) {
     return make_error(EINVAL,
                       "the arena file {} holds {}, --capacity says {}: leave --capacity out, or "
@@ -291,6 +362,7 @@ void Arena::write_superblock() {
   auto* super = reinterpret_cast<Superblock*>(base_);
   super->layout_version = kLayoutVersion;
   super->page_bytes = kPageSize;
+  std::strncpy(super->boot_id, boot_id_.c_str(), sizeof(super->boot_id) - 1);
   while (getrandom(super->server_id.data(), super->server_id.size(), 0) < 0) {
   }
   super->capacity_pages = capacity_.value;
@@ -343,7 +415,7 @@ void Arena::release_extent(std::uint32_t extent) {
   // Part of a huge page cannot be given back.
   if (alignment_ > kExtentBytes) return;
   const int code =
-      memory_->release(pages_ + std::size_t{extent} * kExtentBytes, kExtentBytes, !path_.empty());
+      memory_->release(pages_ + std::size_t{extent} * kExtentBytes, kExtentBytes, fd_ >= 0);
   if (code != 0) spdlog::debug("cannot give memory back: {}", errno_text(code));
 }
 

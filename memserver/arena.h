@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// All page memory of a server, in one mapping: anonymous, or a file that a restarted server opens
-// again.
+// All page memory of a server, in one mapping: anonymous, a file that a restarted server opens
+// again, or a memfd that is handed to it.
 //
-// The file, in this order, each part aligned to kExtentBytes (or the file system's huge page):
+// The file or memfd, in this order, each part aligned to kExtentBytes (or the file system's huge
+// page):
 //   superblock     what the file is and its geometry
 //   records        one per session there can be
 //   slot metadata  32 bytes a slot: whose page it holds, which version
@@ -10,12 +11,12 @@
 //   slots          4 KiB each
 //
 // A process may die at any instruction, and what it left must be consistent, because the kernel
-// keeps the file's pages (tmpfs, hugetlbfs). Hence one order everywhere: a page is written to a
-// slot that nobody names, then the slot's metadata, then its valid flag; only then is the slot it
-// replaces made invalid, and only then may that one be used again. Recovery finds at most both,
-// and keeps the higher version. A session begins when its record's state says so, and ends when it
-// no longer does; its slots carry the record's generation, so that none outlives it. The file does
-// not survive a power cut, and is not meant to: it then holds an old state of a VM that died too.
+// keeps the file's pages (tmpfs, hugetlbfs; others are refused). Hence one order everywhere: a page
+// is written to a slot that nobody names, then the slot's metadata, then its valid flag; only then
+// is the slot it replaces made invalid, and only then may that one be used again. Recovery finds at
+// most both, and keeps the higher version. A session begins when its record's state says so, and
+// ends when it no longer does; its slots carry the record's generation, so that none outlives it.
+// The file is of one boot: after the next one it would hold an old state of VMs that died too.
 //
 // Lifetime: slots, records and tags live as long as the arena. Threads: allocate, free and trim
 // may be called from any thread; slots and records belong to the session that holds them.
@@ -37,11 +38,14 @@
 namespace kintsugi::memserver {
 
 struct ArenaOptions {
-  std::string path;                   // empty: anonymous memory
+  std::string path;                   // empty: memory without a name
+  bool memfd = false;                 // without a name: a memfd, that can be handed on
+  int fd = -1;                        // a memfd that was handed on; becomes the arena's
   std::optional<PageCount> capacity;  // what sessions can reserve; may be left out for a file
   std::uint32_t max_tag_bytes = wire::kMaxTagBytes;
   std::uint32_t max_sessions = 1024;
   bool prefault = false;  // take all memory at start
+  std::string boot_id;    // of tests; empty: the machine's
 };
 
 // The system calls that can fail while a server runs, so that tests can make them fail.
@@ -108,6 +112,10 @@ class Arena {
   [[nodiscard]] std::uint32_t max_tag_bytes() const { return max_tag_bytes_; }
   [[nodiscard]] std::uint32_t max_sessions() const { return max_sessions_; }
   [[nodiscard]] SessionRecord& record(std::uint32_t index) { return records_[index]; }
+  // The file or memfd; -1 without. To be handed on, not to be closed.
+  [[nodiscard]] int fd() const { return fd_; }
+  // Whether it had been somebody else's before.
+  [[nodiscard]] bool recovered() const { return recovered_; }
   // Bytes of page memory that the arena holds now.
   [[nodiscard]] Bytes populated() const;
   [[nodiscard]] std::uint64_t free_slots() const { return allocator_->free_slots(); }
@@ -144,6 +152,7 @@ class Arena {
   Arena() = default;
   Result<void> map(const ArenaOptions& options);
   Result<void> map_anonymous(const ArenaOptions& options);
+  Result<void> map_handed_over(const ArenaOptions& options);
   Result<void> map_file(const ArenaOptions& options);
   Result<void> create_file(const ArenaOptions& options, std::uint64_t on_disk_bytes);
   Result<void> adopt_file(const ArenaOptions& options);
@@ -158,6 +167,7 @@ class Arena {
   ArenaMemory* memory_ = nullptr;
   std::unique_ptr<ArenaMemory> own_memory_;
   std::string path_;
+  std::string boot_id_;
   int fd_ = -1;
   bool recovered_ = false;  // the file was there before
   PageCount capacity_;

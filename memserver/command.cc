@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include "memserver/control.h"
+#include "memserver/fd_store.h"
 #include "memserver/server.h"
 #include "memserver/text.h"
 
@@ -171,7 +172,24 @@ int exit_code(Server::Stage stage) {
   return kExitFailure;
 }
 
-int run_server(const ServerOptions& options) {
+// Until a signal says to end. SIGHUP, which means "terminal gone" or "read your configuration
+// again", does not: there is none, and the pages of running VMs are here.
+void run_until_told(Server* server, int signal_fd) {
+  for (;;) {
+    server->run(signal_fd);
+    signalfd_siginfo signal{};
+    if (read(signal_fd, &signal, sizeof(signal)) != sizeof(signal)) continue;
+    if (signal.ssi_signo != SIGHUP) return;
+    spdlog::info("SIGHUP: there is nothing to read again; options change with a restart");
+  }
+}
+
+int run_server(ServerOptions options) {
+  if (options.arena.path.empty() && has_fd_store()) {
+    options.arena.memfd = true;
+    options.arena.fd = arena_from_fd_store();
+    options.keep_arena = arena_to_fd_store;
+  }
   // Before the first thread, so that all of them leave these to us.
   sigset_t signals;
   sigemptyset(&signals);
@@ -196,9 +214,10 @@ int run_server(const ServerOptions& options) {
                figures.server_id);
   sd_notifyf(0, "READY=1\nSTATUS=Lends %s on %s",
              size_text(to_bytes(PageCount{figures.capacity_pages})).c_str(), where.c_str());
-  (*server)->run(signal_fd);
+  run_until_told(server->get(), signal_fd);
   sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
   spdlog::info("stopping");
+  (*server)->tell_of_stop();
   server->reset();
   close(signal_fd);
   return kExitOk;

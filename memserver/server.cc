@@ -42,6 +42,10 @@ Result<void> Server::begin(Stage* stage) {
   Result<std::unique_ptr<Arena>> arena = Arena::open(options_.arena);
   if (!arena) return arena.error();
   arena_ = std::move(*arena);
+  if (options_.keep_arena && arena_->fd() >= 0 && !arena_->recovered()) {
+    arena_kept_ = options_.keep_arena(arena_->fd());
+  }
+  arena_kept_ = arena_kept_ || arena_->recovered() || !options_.arena.path.empty();
   Result<std::unique_ptr<Sessions>> sessions =
       Sessions::create(arena_.get(), options_.limits, options_.clock);
   if (!sessions) return sessions.error();
@@ -238,6 +242,21 @@ std::string Server::drop(const wire::SessionId& id, bool force) {
   spdlog::warn("session {} of VM '{}' dropped by the operator", id_text(id), session->name());
   sessions_->free_ended(session);
   return "";
+}
+
+void Server::tell_of_stop() {
+  for (const std::shared_ptr<Session>& session : sessions_->list()) {
+    const Session::Figures f = session->figures();
+    if (f.ended) continue;
+    const std::string size = size_text(to_bytes(PageCount{f.used_pages}));
+    if (arena_kept_) {
+      spdlog::warn("VM '{}' ({}) waits until this server is started again: its {} are kept",
+                   session->name(), id_text(session->id()), size);
+    } else {
+      spdlog::error("VM '{}' ({}) loses {}: they end with this process; see --arena",
+                    session->name(), id_text(session->id()), size);
+    }
+  }
 }
 
 ServerFigures Server::figures() {

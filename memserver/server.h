@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -35,6 +36,8 @@ struct ServerOptions {
   std::string metrics;    // HOST:PORT; empty: none
   std::string control;    // path; empty: none
   std::string port_file;  // path; empty: none
+  // Leaves the descriptor of a new arena with somebody who keeps it; whether that worked.
+  std::function<bool(int fd)> keep_arena;
   Clock clock = [] { return std::chrono::steady_clock::now(); };
 };
 
@@ -56,6 +59,8 @@ class Server {
 
   // Serves until `stop_fd` is readable.
   void run(int stop_fd);
+  // Logs which VMs wait for the next process, or lose their pages.
+  void tell_of_stop();
   // One round of what run() does every second: time-outs of connections and sessions.
   void tick();
 
@@ -83,6 +88,7 @@ class Server {
 
   const ServerOptions options_;
   std::unique_ptr<Arena> arena_;
+  bool arena_kept_ = false;  // the pages outlive the process
   std::unique_ptr<Sessions> sessions_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::size_t next_worker_ = 0;

@@ -29,7 +29,8 @@ class MemServer:
         self.transport = transport
         self.unix_uri = f"unix:{work.temp}/{name}.sock"
         self.tcp_uri = "tcp:127.0.0.1:0"
-        self.arena: Path | None = work.temp / f"{name}.arena" if arena else None
+        # On tmpfs, where an arena must be.
+        self.arena: Path | None = Path(f"/dev/shm/{work.temp.name}-{name}.arena") if arena else None
         self._metrics = "127.0.0.1:0"
         self._work = work
         self._extra = extra
@@ -99,6 +100,7 @@ class MemServer:
         """Be rid of it, whatever its state; what it holds is of no use any more."""
         if self._process:
             self._process.kill()
+        self.forget()
 
     def forget(self) -> None:
         """Remove the arena file of a server that is not running: its pages are lost."""

@@ -3,8 +3,10 @@
 #include "memserver/arena.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -358,6 +360,69 @@ TEST(Arena, MemoryOfDroppedSessionsGoesBackToTheFileSystem) {
   ASSERT_EQ(c.simple(Op::kDrop), Status::kOk);
   // Slot metadata and tags stay: 0.8 % and 1.6 %.
   EXPECT_LT(blocks() - before, static_cast<long>(4096 * kPageSize / 20));
+}
+
+// ---- What an arena may be -----------------------------------------------------------------------
+
+TEST(Arena, OneOnADiskIsRefusedAndLeavesNothing) {
+  char path[] = "/var/tmp/ks-arena-XXXXXX";
+  const int fd = mkstemp(path);
+  ASSERT_GE(fd, 0);
+  struct statfs fs {};
+  ASSERT_EQ(fstatfs(fd, &fs), 0);
+  close(fd);
+  if (fs.f_type == TMPFS_MAGIC) GTEST_SKIP() << "/var/tmp is a tmpfs here";
+  EXPECT_NE(open_error(small_arena(1024, path)).find("is on a disk"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(Arena, OneOfAnotherBootIsRefused) {
+  const TempDir dir;
+  ArenaOptions options = small_arena(1024, dir / "arena");
+  options.boot_id = "yesterday";
+  { Store store(options); }
+  EXPECT_NE(open_error(small_arena(1024, dir / "arena")).find("another boot"), std::string::npos);
+  options.capacity.reset();
+  Store store(options);
+}
+
+TEST(Arena, AMemfdIsHandedOnWithEverything) {
+  ArenaOptions options = small_arena(1024);
+  options.memfd = true;
+  int kept = -1;
+  {
+    Store store(options);
+    kept = dup(store.arena->fd());
+    ChannelClient c(&store);
+    ASSERT_EQ(c.hello(), Status::kOk);
+    ASSERT_EQ(c.open(open_request(1)), Status::kOk);
+    ASSERT_EQ(c.put(10, 100, 3), Status::kOk);
+  }
+  options.fd = dup(kept);
+  options.capacity = PageCount{2048};  // takes effect when there are no sessions
+  {
+    Store store(options);
+    EXPECT_TRUE(store.arena->recovered());
+    EXPECT_EQ(store.arena->capacity(), PageCount{1024});
+    ChannelClient c(&store);
+    ASSERT_EQ(c.hello(), Status::kOk);
+    ASSERT_EQ(c.attach(1, 1), Status::kOk);
+    EXPECT_EQ(c.get(0, 200).size(), 100U);
+    ASSERT_EQ(c.simple(Op::kDrop), Status::kOk);
+  }
+  options.fd = kept;
+  Store store(options);
+  EXPECT_FALSE(store.arena->recovered());
+  EXPECT_EQ(store.arena->capacity(), PageCount{2048});
+}
+
+TEST(Arena, WhatIsHandedOnMustBeAnArena) {
+  ArenaOptions options = small_arena(1024);
+  options.fd = memfd_create("not-an-arena", 0);
+  EXPECT_NE(open_error(options).find("no arena"), std::string::npos);
+  options.fd = memfd_create("not-an-arena", 0);
+  ASSERT_EQ(ftruncate(options.fd, 1 << 20), 0);
+  EXPECT_NE(open_error(options), "");
 }
 
 }  // namespace

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A memory server under a service manager that keeps its memory: restarted, told to reload, killed.
+
+The manager is played here: what systemd does with FDSTORE=1 and LISTEN_FDS.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kintsugi.memserver import START_S
+from kintsugi.util import MIB, PAGE_BYTES, Work, memserver_binary, poll_until
+from kintsugi.wire import Client, Status
+
+SESSION = bytes(range(16))
+
+
+class Manager:
+    """Starts a server as a service, takes what it says, and keeps what it leaves."""
+
+    def __init__(self, work: Work) -> None:
+        self.uri = f"unix:{work.temp}/server.sock"
+        self.log = work.logs / "server.log"
+        self._notify = work.temp / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self._notify))
+        self._socket.settimeout(START_S)
+        self.stored: list[int] = []
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        environment = dict(os.environ, NOTIFY_SOCKET=str(self._notify))
+        command = [str(memserver_binary()), "--listen", self.uri, "--capacity", str(16 * MIB)]
+        if self.stored:
+            # Only the process itself knows its pid, and the first descriptor must be 3.
+            environment.update(LISTEN_FDS="1", LISTEN_FDNAMES="kintsugi-arena")
+            script = f'export LISTEN_PID=$$; exec "$@" 3<&{self.stored[0]}'
+            command = ["bash", "-c", script, "bash", *command]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, stderr=log,
+                                            pass_fds=self.stored)
+        while "READY=1" not in self._take():
+            pass
+
+    def _take(self) -> str:
+        """One notification."""
+        data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_LEN(64))
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[:len(content) // 4 * 4])
+        text = data.decode()
+        if "FDSTOREREMOVE=1" in text:
+            self._forget()
+        elif "FDSTORE=1" in text:
+            assert "FDNAME=kintsugi-arena" in text
+            self.stored.extend(descriptors)
+        return text
+
+    def _forget(self) -> None:
+        while self.stored:
+            os.close(self.stored.pop())
+
+    def signal(self, number: int) -> None:
+        """Send the server a signal."""
+        assert self.process
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit status."""
+        assert self.process
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        """End everything."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._forget()
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(work: Work) -> Iterator[Manager]:
+    """A service manager with a running server."""
+    made = Manager(work)
+    made.start()
+    yield made
+    made.close()
+
+
+def fill(uri: str) -> int:
+    """A committed session with 100 pages; returns its epoch."""
+    with Client(uri) as client:
+        client.hello()
+        client.open(SESSION, 1024, name="db-1")
+        client.claim(SESSION, client.epoch)
+        assert client.commit().status == Status.OK
+        for index in range(100):
+            client.put(index, bytes([index]) * PAGE_BYTES, version=index + 1)
+        return client.epoch
+
+
+def check(uri: str, epoch: int) -> None:
+    """All of it is there."""
+    with Client(uri) as client:
+        client.hello()
+        assert client.attach(SESSION, epoch).status == Status.OK
+        for index in range(100):
+            assert client.get(index).payload[8:] == bytes([index]) * PAGE_BYTES
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_keeps_the_pages(manager: Manager, how: signal.Signals) -> None:
+    """By default, with nothing set up: systemctl restart, an upgrade, a crash; more than once."""
+    epoch = fill(manager.uri)
+    for _ in range(2):
+        manager.signal(how)
+        assert manager.wait() == (0 if how == signal.SIGTERM else -how)
+        manager.start()
+        check(manager.uri, epoch)
+    if how == signal.SIGTERM:
+        assert "db-1" in manager.log.read_text() and "are kept" in manager.log.read_text()
+
+
+def test_sighup_does_not_end_it(manager: Manager) -> None:
+    epoch = fill(manager.uri)
+    manager.signal(signal.SIGHUP)
+    poll_until("it has seen the signal", lambda: "SIGHUP" in manager.log.read_text(), 20)
+    check(manager.uri, epoch)
+    assert manager.process and manager.process.poll() is None
+
+
+def test_a_server_that_keeps_nothing_says_whose_pages_are_lost(work: Work, tmp_path: Path) -> None:
+    uri = f"unix:{work.temp}/alone.sock"
+    log = work.logs / "alone.log"
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+    with log.open("wb") as output:
+        process = subprocess.Popen([memserver_binary(), "--listen", uri, "--capacity", "16M",
+                                    "--port-file", tmp_path / "ports"], env=environment,
+                                   stderr=output)
+    try:
+        poll_until("it serves", (tmp_path / "ports").exists, START_S)
+        fill(uri)
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "db-1" in log.read_text() and "loses" in log.read_text()
