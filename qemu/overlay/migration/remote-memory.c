@@ -45,6 +45,8 @@
 #include "trace.h"
 
 #define IO_TIMEOUT_MS 5000
+/* How long a source may take to read why it is refused */
+#define LINGER_MS 2000
 /* Plans are a byte a chunk at most; this is one for 64 TiB. */
 #define MAX_BLOB_BYTES (4 * GiB)
 
@@ -59,6 +61,7 @@ static struct {
     bool committing;
     QemuEvent commit_over;
     /* Servers that are lost, and whether the VM is stopped for them */
+    char *refusal; /* why the stream was refused */
     unsigned lost;
     bool stopped;
     bool pages_lost; /* since the VM was stopped: it does not go on by itself */
@@ -252,9 +255,54 @@ void remote_memory_user_stop(void)
 
 /* ---- Loading ------------------------------------------------------------- */
 
+/* The source is told it too. */
+static void G_GNUC_PRINTF(1, 2) refuse(const char *format, ...)
+{
+    va_list ap;
+
+    g_free(remote.refusal);
+    va_start(ap, format);
+    remote.refusal = g_strdup_vprintf(format, ap);
+    va_end(ap);
+    error_report("remote memory: %s", remote.refusal);
+}
+
+static void refuse_err(Error *err)
+{
+    refuse("%s", error_get_pretty(err));
+    error_free(err);
+}
+
+const char *remote_memory_refusal(void)
+{
+    return remote.refusal;
+}
+
+/*
+ * The source is still sending, and a connection that is closed with bytes
+ * unread would take the reason with it.
+ */
+void remote_memory_let_read(QEMUFile *f)
+{
+    int64_t end = qemu_clock_get_ms(QEMU_CLOCK_REALTIME) + LINGER_MS;
+    QIOChannel *ioc = qemu_file_get_ioc(f);
+    g_autofree char *sink = g_malloc(64 * KiB);
+    ssize_t got;
+
+    qio_channel_shutdown(ioc, QIO_CHANNEL_SHUTDOWN_WRITE, NULL);
+    qio_channel_set_blocking(ioc, false, NULL);
+    do {
+        got = qio_channel_read(ioc, sink, 64 * KiB, NULL);
+        if (got == QIO_CHANNEL_ERR_BLOCK) {
+            g_usleep(1000);
+        }
+    } while ((got > 0 || got == QIO_CHANNEL_ERR_BLOCK) &&
+             qemu_clock_get_ms(QEMU_CLOCK_REALTIME) < end);
+}
+
 static int load_error(const KsError *err)
 {
-    error_report("remote memory: %s", err->message);
+    refuse("%s", err->message);
     return -err->code;
 }
 
@@ -264,13 +312,13 @@ static void *get_blob(QEMUFile *f, uint64_t *bytes)
 
     *bytes = qemu_get_be64(f);
     if (*bytes > MAX_BLOB_BYTES) {
-        error_report("remote memory: a record of %" PRIu64 " bytes in the "
+        refuse("a record of %" PRIu64 " bytes in the "
                      "stream", *bytes);
         return NULL;
     }
     blob = g_try_malloc(MAX(*bytes, 1));
     if (!blob) {
-        error_report("remote memory: no memory for a record of %" PRIu64
+        refuse("no memory for a record of %" PRIu64
                      " bytes", *bytes);
         return NULL;
     }
@@ -300,7 +348,7 @@ static bool load_blocks(QEMUFile *f)
     uint64_t next_page = 0;
 
     if (count != remote.layout->count) {
-        error_report("remote memory: the source splits %u RAM blocks, this VM "
+        refuse("the source splits %u RAM blocks, this VM "
                      "has %u: start both with the same memory options", count,
                      remote.layout->count);
         return false;
@@ -316,7 +364,7 @@ static bool load_blocks(QEMUFile *f)
         pages = qemu_get_be64(f);
         block = find_block(idstr);
         if (!block || pages != block->pages) {
-            error_report("remote memory: the source's RAM block '%s' has %"
+            refuse("the source's RAM block '%s' has %"
                          PRIu64 " pages, this VM has %s: start both with the "
                          "same memory options", idstr, pages,
                          block ? "another size of it" : "no such block");
@@ -367,7 +415,7 @@ static int load_plan(QEMUFile *f)
     uint64_t bytes;
 
     if (remote.pager) {
-        error_report("remote memory: a second plan in the stream");
+        refuse("a second plan in the stream");
         return -EINVAL;
     }
     if (!inbox.bh) {
@@ -384,19 +432,19 @@ static int load_plan(QEMUFile *f)
     }
     config.page_out = (KsPageOut)qemu_get_byte(f);
     if (config.page_out > KS_PAGE_OUT_PAGEOUT) {
-        error_report("remote memory: unknown page-out method %d",
+        refuse("unknown page-out method %d",
                      config.page_out);
         return -EINVAL;
     }
     if (config.page_out == KS_PAGE_OUT_WRITE_PROTECT &&
         !check_write_protection(&local_err)) {
-        error_report_err(local_err);
+        refuse_err(local_err);
         return -EINVAL;
     }
     split_layout_free(remote.layout);
     remote.layout = split_layout_new();
     if (!split_layout_check(remote.layout, &local_err)) {
-        error_report_err(local_err);
+        refuse_err(local_err);
         return -EINVAL;
     }
     if (!load_blocks(f)) {
@@ -420,7 +468,7 @@ static int load_plan(QEMUFile *f)
     }
     /* Keeps devices that pin memory from being plugged. */
     if (ram_block_discard_require(true) < 0) {
-        error_report("remote memory: a device has the guest's memory pinned");
+        refuse("a device has the guest's memory pinned");
         return -EBUSY;
     }
     remote.discard_required = true;
@@ -438,7 +486,7 @@ static int load_changes(QEMUFile *f, bool end)
     uint64_t bytes;
 
     if (!remote.pager || remote.started) {
-        error_report("remote memory: changes out of turn in the stream");
+        refuse("changes out of turn in the stream");
         return -EINVAL;
     }
     changes = get_blob(f, &bytes);
@@ -474,7 +522,7 @@ static int load_changes(QEMUFile *f, bool end)
     if (stats.page_out == KS_PAGE_OUT_WRITE_PROTECT &&
         !check_write_protection(&local_err)) {
         error_prepend(&local_err, "%s; ", stats.page_out_reason);
-        error_report_err(local_err);
+        refuse_err(local_err);
         return -EINVAL;
     }
     trace_remote_memory_start();
@@ -493,7 +541,7 @@ int remote_memory_load(QEMUFile *f, void *opaque, int version_id)
     case SPLIT_RECORD_END:
         return load_changes(f, true);
     default:
-        error_report("remote memory: unknown record %u in the stream", record);
+        refuse("unknown record %u in the stream", record);
         return -EINVAL;
     }
 }
@@ -526,6 +574,7 @@ bool coroutine_fn remote_memory_commit(Error **errp)
     remote.committing = false;
     if (ret < 0) {
         error_setg(errp, "%s", err.message);
+        refuse("%s", err.message);
         return false;
     }
     remote.committed = true;

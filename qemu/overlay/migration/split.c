@@ -18,6 +18,7 @@
 #include "migration/split.h"
 #include "migration.h"
 #include "migration-stats.h"
+#include "monitor/monitor.h"
 #include "options.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
@@ -27,8 +28,10 @@
 #include "qapi/qapi-visit-remote-memory.h"
 #include "qemu-file.h"
 #include "qemu/error-report.h"
+#include "qemu/cutils.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
+#include "qemu/sockets.h"
 #include "qemu/units.h"
 #include "qemu/uuid.h"
 #include "ram.h"
@@ -56,6 +59,7 @@ static struct {
     SplitPhase phase;
     char *error;
     char *uri;
+    int fd; /* of an fd: URI, until the migration takes it; else -1 */
     AccessPolicy policy;
     uint64_t chunk_size;
     PageOutMethod page_out;
@@ -77,15 +81,16 @@ static struct {
     char *diagnosis; /* what is wrong with a sub-host, after a failure */
     char *in_doubt;  /* why it is not known who owns the VM */
     bool given_up;   /* the destination will never run the VM */
+    char *refusal;   /* why; under split_job_lock */
     uint64_t accounted_bytes;
     unsigned unaccounted_pages;
     bool queued; /* pages since the last iteration */
     const SplitBlock *last_block;
     double slowdown; /* of what is left, to what QEMU believes */
-} split;
+} split = { .fd = -1 };
 
 /* Protects split.job against going away under split_migration_cancel(). */
-static QemuMutex job_lock;
+static QemuMutex split_job_lock;
 static NotifierWithReturn split_notifier;
 
 static void split_end(SplitPhase phase, const char *error);
@@ -197,6 +202,12 @@ static int put_changes(QEMUFile *f, SplitRecord record)
     return 0;
 }
 
+/* Nothing to say yet; but without it the section would not begin. */
+static int split_begin_changes(QEMUFile *f, void *opaque, Error **errp)
+{
+    return put_changes(f, SPLIT_RECORD_CHANGES);
+}
+
 static int split_save_iterate(QEMUFile *f, void *opaque)
 {
     KsError err = {};
@@ -297,9 +308,17 @@ static void split_state_pending_exact(void *opaque, uint64_t *must_precopy,
     split_state_pending_estimate(opaque, must_precopy, can_postcopy);
 }
 
-static const SaveVMHandlers split_handlers = {
+/* Comes before RAM's, so that a destination can refuse it with a reason. */
+static const SaveVMHandlers plan_handlers = {
     .is_active = split_is_active,
     .save_setup = split_save_setup,
+    .load_state = remote_memory_load,
+};
+
+/* Comes after RAM's, as its end does. */
+static const SaveVMHandlers split_handlers = {
+    .is_active = split_is_active,
+    .save_setup = split_begin_changes,
     .save_live_iterate = split_save_iterate,
     .save_live_complete_precopy = split_save_complete,
     .state_pending_estimate = split_state_pending_estimate,
@@ -311,7 +330,7 @@ void split_migration_cancel(void)
 {
     MigrationState *s = migrate_get_current();
 
-    WITH_QEMU_LOCK_GUARD(&job_lock) {
+    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
         if (split.job) {
             split.cancelled = true;
             ks_split_cancel(split.job);
@@ -405,6 +424,26 @@ void split_migration_given_up(void)
     qatomic_set(&split.given_up, true);
 }
 
+void split_migration_refused(const char *reason, size_t bytes)
+{
+    char *text = g_strndup(reason, bytes);
+    Error *err = NULL;
+
+    /* It comes from another host, and goes to a terminal. */
+    for (char *c = text; *c; c++) {
+        if (!g_ascii_isprint(*c)) {
+            *c = '?';
+        }
+    }
+    error_setg(&err, "the destination refused the VM: %s", text);
+    migrate_set_error(migrate_get_current(), err);
+    error_free(err);
+    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
+        g_free(split.refusal);
+        split.refusal = text;
+    }
+}
+
 /* ---- Figures ------------------------------------------------------------- */
 
 static SplitTargetList *collect_targets(void)
@@ -493,9 +532,27 @@ static void set_phase(SplitPhase phase, const char *error)
     qapi_event_send_split_migration(phase, error);
 }
 
+static void close_fd(void)
+{
+    if (split.fd >= 0) {
+        close(split.fd);
+        split.fd = -1;
+    }
+}
+
+int split_migration_take_fd(void)
+{
+    int fd = split.fd;
+
+    split.fd = -1;
+    return fd;
+}
+
 static void split_end(SplitPhase phase, const char *error)
 {
     EndJob *end = g_new0(EndJob, 1);
+
+    close_fd();
 
     if (split.phase != SPLIT_PHASE_CONNECTING) {
         split.targets = collect_targets();
@@ -505,7 +562,7 @@ static void split_end(SplitPhase phase, const char *error)
             false;
     }
     set_phase(phase, error);
-    WITH_QEMU_LOCK_GUARD(&job_lock) {
+    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
         end->job = split.job;
         qatomic_set(&split.job, NULL);
     }
@@ -624,6 +681,15 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
     if (split.in_doubt) {
         begin_doubt();
         return 0;
+    }
+    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
+        if (split.refusal && phase == SPLIT_PHASE_FAILED) {
+            /* What the stream broke with is only what follows from it. */
+            g_free(error);
+            error = g_strdup_printf("the destination refused the VM: %s",
+                                    split.refusal);
+            g_clear_pointer(&split.diagnosis, g_free);
+        }
     }
     if (error && split.diagnosis && strcmp(error, split.diagnosis)) {
         char *both = g_strdup_printf("%s: %s", error, split.diagnosis);
@@ -756,6 +822,52 @@ static void *open_thread(void *opaque)
     return NULL;
 }
 
+/*
+ * The descriptor of an fd: URI, which only the command's own monitor knows by
+ * name: the migration begins later, when there is no current monitor.
+ */
+static int get_fd(const char *name, Error **errp)
+{
+    int fd = strstart(name, "/dev/fdset/", NULL) ?
+        qemu_open(name, O_RDWR, errp) :
+        monitor_get_fd(monitor_cur(), name, errp);
+
+    if (fd >= 0 && !fd_is_socket(fd)) {
+        error_setg(errp, "fd '%s' is not a socket: the destination's answer "
+                   "would have no way back", name);
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/*
+ * The destination's word is needed before the VM may be let go, so only what
+ * has a way back will do.  On success *@fd is what an fd: URI names, else -1.
+ */
+static bool check_main_host(const char *uri, int *fd, Error **errp)
+{
+    g_autoptr(MigrationChannel) channel = NULL;
+    MigrationAddress *addr;
+
+    *fd = -1;
+    if (!migrate_uri_parse(uri, &channel, errp)) {
+        return false;
+    }
+    addr = channel->addr;
+    if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
+        error_setg(errp, "migrate-split cannot migrate to '%s': the "
+                   "destination's answer would have no way back; use tcp:, "
+                   "unix:, vsock: or fd: with a socket", uri);
+        return false;
+    }
+    if (addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD) {
+        *fd = get_fd(addr->u.socket.u.fd.str, errp);
+        return *fd >= 0;
+    }
+    return true;
+}
+
 static bool check_chunk_size(uint64_t chunk_size, Error **errp)
 {
     if (is_power_of_2(chunk_size) && chunk_size >= KS_PAGE_SIZE &&
@@ -826,6 +938,14 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
         return;
     }
 
+    if (!check_main_host(uri, &split.fd, errp)) {
+        ks_split_free(job, false);
+        if (tracker) {
+            access_tracker_put(tracker);
+        }
+        return;
+    }
+
     split_layout_free(split.layout);
     split.layout = g_steal_pointer(&layout);
     g_free(split.uri);
@@ -841,11 +961,12 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     split.given_up = false;
     g_clear_pointer(&split.diagnosis, g_free);
     g_clear_pointer(&split.in_doubt, g_free);
+    g_clear_pointer(&split.refusal, g_free);
     split.accounted_bytes = 0;
     split.unaccounted_pages = 0;
     split.last_block = NULL;
     split.slowdown = 1;
-    WITH_QEMU_LOCK_GUARD(&job_lock) {
+    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
         qatomic_set(&split.job, job);
     }
     set_phase(SPLIT_PHASE_CONNECTING, NULL);
@@ -861,9 +982,14 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
                        QEMU_THREAD_DETACHED);
 }
 
+void split_migration_init_plan(void)
+{
+    register_savevm_live("remote-memory-plan", 0, 1, &plan_handlers, NULL);
+}
+
 void split_migration_init(void)
 {
-    qemu_mutex_init(&job_lock);
+    qemu_mutex_init(&split_job_lock);
     qemu_sem_init(&split.doubt_over, 0);
     register_savevm_live("remote-memory", 0, 1, &split_handlers, NULL);
     migration_add_notifier(&split_notifier, split_notify);

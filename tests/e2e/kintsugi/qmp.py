@@ -101,6 +101,14 @@ class Qmp:
         self.send(command, arguments)
         return self.finish(timeout_s)
 
+    def execute_with_fd(self, command: str, arguments: Json, fd: int) -> Any:
+        """Run a command that takes a descriptor."""
+        self._next_id += 1
+        self._pending = command
+        request = {"execute": command, "id": self._next_id, "arguments": arguments}
+        socket.send_fds(self._socket, [json.dumps(request).encode() + b"\n"], [fd])
+        return self.finish()
+
     def poll_events(self) -> list[Json]:
         """Take in the events that have arrived, without waiting, and return all that are kept."""
         while True:

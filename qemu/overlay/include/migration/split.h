@@ -11,7 +11,11 @@
 #include "migration/access-tracker.h"
 #include "qemu/typedefs.h"
 
-/* Registers the stream section of both sides.  Once, at start. */
+/*
+ * Register the stream's sections of both sides: the plan's before RAM, the
+ * other behind it.  Once, at start.
+ */
+void split_migration_init_plan(void);
 void split_migration_init(void);
 
 /* ---- Source ------------------------------------------------------------- */
@@ -38,6 +42,10 @@ void split_migration_settle(MigrationState *s);
  */
 #define MIG_RP_SHUT_GIVEN_UP 2
 void split_migration_given_up(void);
+/* Why the destination will not have it, from the return path: any bytes. */
+void split_migration_refused(const char *reason, size_t bytes);
+/* What an fd: URI named when the migration was asked for. */
+int split_migration_take_fd(void);
 /* Found by split_migration_settle(): nobody can tell who owns the VM. */
 bool split_migration_in_doubt(void);
 /* False once the VM was handed over: its copy here must not run. */
@@ -55,6 +63,10 @@ bool split_migration_rate_exceeded(void);
  * do.  On failure the VM must not run.
  */
 bool coroutine_fn remote_memory_commit(Error **errp);
+/* Why the stream was refused, for the source; NULL if remote memory did not. */
+const char *remote_memory_refusal(void);
+/* After it was sent: does not close the stream @f before it was read. */
+void remote_memory_let_read(QEMUFile *f);
 /*
  * Whether the source may be told that this side will never run the VM: not
  * while it may have taken it over.
