@@ -58,7 +58,7 @@ memserver::ServerOptions server_options(const std::string& listen) {
 class Folder {
  public:
   Folder() {
-    char name[] = "/tmp/kintsugi-test.XXXXXX";
+    char name[] = "/dev/shm/kintsugi-test.XXXXXX";  // an arena must be on tmpfs
     if (mkdtemp(name) != nullptr) path_ = name;
   }
   ~Folder() { std::filesystem::remove_all(path_); }
