@@ -9,7 +9,6 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +16,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "base/memory_limit.h"
 #include "memserver/text.h"
 
 // Older C libraries lack it; the kernel has it since 5.14.
@@ -188,14 +188,7 @@ Result<void> Arena::map_anonymous(const ArenaOptions& options) {
     return make_error(EINVAL, "how much memory may be lent? give --capacity, 16G say");
   }
   lay_out(*options.capacity, options.max_tag_bytes, options.max_sessions, kExtentBytes);
-  struct sysinfo info {};
-  if (sysinfo(&info) == 0) {
-    const Bytes ram{std::uint64_t{info.totalram} * info.mem_unit};
-    if (to_bytes(capacity_).value > ram.value) {
-      return make_error(ENOMEM, "--capacity {} is more than this machine's {} of RAM: lower it",
-                        size_text(to_bytes(capacity_)), size_text(ram));
-    }
-  }
+  if (Result<void> fits = check_limit(); !fits) return fits;
   if (options.memfd) {
     fd_ = memfd_create("kintsugi-arena", MFD_CLOEXEC);
     if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(bytes_)) != 0) {
@@ -206,6 +199,19 @@ Result<void> Arena::map_anonymous(const ArenaOptions& options) {
   if (Result<void> mapped = map_bytes(fd_); !mapped) return mapped;
   madvise(base_, bytes_, MADV_HUGEPAGE);
   return {};
+}
+
+// Beyond the limit a page that was promised would end in the OOM killer, and all others with it.
+Result<void> Arena::check_limit() const {
+  const MemoryLimit limit = memory_limit();
+  // Tags take memory only where VMs have some.
+  const Bytes need{bytes_ - (pages_at_ - tags_at_)};
+  if (need.value <= limit.bytes.value) return {};
+  return make_error(ENOMEM,
+                    "--capacity {} takes {} with its tables, and {} is {}: lower --capacity, or "
+                    "raise the limit to {} or more",
+                    size_text(to_bytes(capacity_)), size_text(need), limit.where,
+                    size_text(limit.bytes), size_text(need));
 }
 
 Result<void> Arena::map_handed_over(const ArenaOptions& options) {
@@ -282,6 +288,12 @@ Result<void> Arena::create_file(const ArenaOptions& options, std::uint64_t on_di
   }
   lay_out(*options.capacity, options.max_tag_bytes, options.max_sessions,
           static_cast<std::size_t>(fs.f_bsize));
+  if (fs.f_type == TMPFS_MAGIC) {  // hugetlbfs has a pool of its own
+    if (Result<void> fits = check_limit(); !fits) {
+      unlink(path_.c_str());
+      return fits;
+    }
+  }
   const std::uint64_t room =
       static_cast<std::uint64_t>(fs.f_bavail) * static_cast<std::uint64_t>(fs.f_bsize) +
       on_disk_bytes;

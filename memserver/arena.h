@@ -153,6 +153,7 @@ class Arena {
   Result<void> map(const ArenaOptions& options);
   Result<void> map_anonymous(const ArenaOptions& options);
   Result<void> map_handed_over(const ArenaOptions& options);
+  [[nodiscard]] Result<void> check_limit() const;
   Result<void> map_file(const ArenaOptions& options);
   Result<void> create_file(const ArenaOptions& options, std::uint64_t on_disk_bytes);
   Result<void> adopt_file(const ArenaOptions& options);

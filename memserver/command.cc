@@ -46,6 +46,7 @@ struct CommandLine {
   double orphan_timeout_s = 120;
   std::string ctl_control, ctl_session;
   bool ctl_json = false, ctl_force = false;
+  unsigned ctl_timeout_s = 10;
 };
 
 void add_server_options(CLI::App* app, CommandLine* line) {
@@ -250,7 +251,8 @@ int run_ctl(const CommandLine& line, bool is_status) {
   if (!is_status) {
     request = {{"cmd", "drop"}, {"session", line.ctl_session}, {"force", line.ctl_force}};
   }
-  const Result<std::string> text = ask_control(line.ctl_control, request.dump());
+  const Result<std::string> text =
+      ask_control(line.ctl_control, request.dump(), std::chrono::seconds(line.ctl_timeout_s));
   if (!text) {
     fmt::print(stderr, "memserver: {}\n", text.error().message);
     return kExitFailure;
@@ -285,6 +287,9 @@ int run_command(int argc, char** argv) {
       ->type_name("PATH")
       ->required();
   ctl->add_flag("--json", line.ctl_json, "Print JSON");
+  ctl->add_option("--timeout", line.ctl_timeout_s, "Seconds to wait for an answer")
+      ->check(CLI::Range(1U, 3600U))
+      ->capture_default_str();
   ctl->require_subcommand(1);
   CLI::App* status = ctl->add_subcommand("status", "Show the server's figures and sessions");
   CLI::App* drop = ctl->add_subcommand("drop", "End a session and free its memory");

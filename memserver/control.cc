@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "memserver/control.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/types.h"
 #include "memserver/text.h"
@@ -99,6 +101,7 @@ ControlSocket::ControlSocket(std::unique_ptr<Listener> listener, CollectFigures 
       collect_(std::move(collect)),
       drop_(std::move(drop)),
       stop_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spare_fd_(open("/dev/null", O_RDONLY | O_CLOEXEC)),
       thread_([this] { run(); }) {}
 
 ControlSocket::~ControlSocket() {
@@ -106,23 +109,33 @@ ControlSocket::~ControlSocket() {
   [[maybe_unused]] const ssize_t n = write(stop_fd_, &one, sizeof(one));
   thread_.join();
   close(stop_fd_);
+  if (spare_fd_ >= 0) close(spare_fd_);
 }
 
-bool ControlSocket::wait_for(int fd, short events, bool forever) const {
+bool ControlSocket::wait_for(int fd, short events, int timeout_ms) const {
   std::array<pollfd, 2> fds{pollfd{fd, events, 0}, pollfd{stop_fd_, POLLIN, 0}};
   int n = 0;
   do {
-    n = poll(fds.data(), fds.size(), forever ? -1 : kClientTimeoutMs);
+    n = poll(fds.data(), fds.size(), timeout_ms);
   } while (n < 0 && errno == EINTR);
   return n > 0 && fds[1].revents == 0;
 }
 
 void ControlSocket::run() {
-  while (wait_for(listener_->fd(), POLLIN, true)) {
-    const Listener::Accepted client = listener_->accept();
-    if (client.fd < 0) continue;
-    serve(client.fd);
-    close(client.fd);
+  while (wait_for(listener_->fd(), POLLIN, -1)) {
+    Listener::Accepted client = listener_->accept();
+    if (client.fd == -EMFILE || client.fd == -ENFILE) {
+      // Now is when an operator asks: one descriptor is kept for that.
+      close(std::exchange(spare_fd_, -1));
+      client = listener_->accept();
+    }
+    if (client.fd >= 0) {
+      serve(client.fd);
+      close(client.fd);
+    }
+    if (spare_fd_ < 0) spare_fd_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    // Whatever is short, asking again at once does not help.
+    if (client.fd < 0 && client.fd != -EAGAIN) (void)wait_for(-1, 0, kPauseMs);
   }
 }
 
@@ -138,19 +151,26 @@ void ControlSocket::serve(int fd) const {
         const ssize_t sent = send(fd, answer.data(), answer.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent > 0) answer.erase(0, static_cast<std::size_t>(sent));
         if (sent < 0 && errno != EAGAIN && errno != EINTR) return;
-        if (sent < 0 && errno == EAGAIN && !wait_for(fd, POLLOUT, false)) return;
+        if (sent < 0 && errno == EAGAIN && !wait_for(fd, POLLOUT, kClientTimeoutMs)) return;
       }
       continue;
     }
-    if (input.size() > kMaxLineBytes || !wait_for(fd, POLLIN, false)) return;
+    if (input.size() > kMaxLineBytes || !wait_for(fd, POLLIN, kClientTimeoutMs)) return;
     const ssize_t got = recv(fd, chunk.data(), chunk.size(), MSG_DONTWAIT);
     if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) return;
     if (got > 0) input.append(chunk.data(), static_cast<std::size_t>(got));
   }
 }
 
-Result<std::string> ask_control(const std::string& path, const std::string& line) {
+Result<std::string> ask_control(const std::string& path, const std::string& line,
+                                std::chrono::seconds timeout) {
   const auto failed = [&](const char* doing) {
+    if (errno == EAGAIN) {
+      return make_error(ETIMEDOUT,
+                        "the memory server at {} has not answered for {} s: is it stopped, or does "
+                        "it hang? --timeout waits longer",
+                        path, timeout.count());
+    }
     return make_error(errno,
                       "cannot {} the control socket {}: {}: does a memory server run with "
                       "--control {}?",
@@ -168,6 +188,9 @@ Result<std::string> ask_control(const std::string& path, const std::string& line
     int fd;
     ~Closer() { close(fd); }
   } closer{fd};
+  const timeval limit{timeout.count(), 0};  // for connect() too, where the backlog is full
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
     return failed("connect to");
   }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -45,17 +46,23 @@ class ControlSocket {
   ControlSocket(std::unique_ptr<Listener> listener, CollectFigures collect, DropSession drop);
   void run();
   void serve(int fd) const;
-  // False when the server ends, or after kClientTimeoutMs (unless `forever`).
-  [[nodiscard]] bool wait_for(int fd, short events, bool forever) const;
+  static constexpr int kPauseMs = 100;
+
+  // False when the server ends, or after `timeout_ms`; negative: never.
+  [[nodiscard]] bool wait_for(int fd, short events, int timeout_ms) const;
 
   std::unique_ptr<Listener> listener_;
   const CollectFigures collect_;
   const DropSession drop_;
   int stop_fd_;
+  int spare_fd_;  // the thread's: given up to serve a client when there is no other
   std::thread thread_;
 };
 
-// The client: sends one line, returns the answer's.
-[[nodiscard]] Result<std::string> ask_control(const std::string& path, const std::string& line);
+// The client: sends one line, returns the answer's. ETIMEDOUT when the server has moved no byte for
+// `timeout`.
+[[nodiscard]] Result<std::string> ask_control(
+    const std::string& path, const std::string& line,
+    std::chrono::seconds timeout = std::chrono::seconds(10));
 
 }  // namespace kintsugi::memserver

@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -11,6 +12,7 @@
 
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "memserver/text.h"
 
@@ -64,8 +66,16 @@ Result<std::vector<std::unique_ptr<Listener>>> Listener::open(const wire::Uri& u
   }
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(list, freeaddrinfo);
   std::string port = uri.port;
+  std::optional<Error> left_out;
   for (const addrinfo* at = list; at; at = at->ai_next) {
+    const auto missing = [&](int code) {
+      // The name has it, this machine has not: IPv6 switched off, say.
+      if (code != EAFNOSUPPORT && code != EADDRNOTAVAIL) return false;
+      left_out = cannot_listen(uri, code);
+      return true;
+    };
     const int fd = socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0 && missing(errno)) continue;
     if (fd < 0) return cannot_listen(uri, errno);
     std::unique_ptr<Listener> listener(new Listener(fd, uri));
     set_option(fd, SOL_SOCKET, SO_REUSEADDR, 1);
@@ -77,6 +87,7 @@ Result<std::vector<std::unique_ptr<Listener>>> Listener::open(const wire::Uri& u
     if (at->ai_family == AF_INET6) set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
     if (bind(fd, reinterpret_cast<sockaddr*>(&address), at->ai_addrlen) != 0 ||
         listen(fd, kBacklog) != 0) {
+      if (missing(errno)) continue;
       return cannot_listen(uri, errno);
     }
     socklen_t length = sizeof(address);
@@ -86,6 +97,8 @@ Result<std::vector<std::unique_ptr<Listener>>> Listener::open(const wire::Uri& u
     port = listener->uri_.port;
     listeners.push_back(std::move(listener));
   }
+  if (listeners.empty() && left_out) return *left_out;
+  if (left_out) spdlog::warn("{}; its other addresses are served", left_out->message);
   return listeners;
 }
 
@@ -108,6 +121,7 @@ Result<std::unique_ptr<Listener>> Listener::open_unix(const wire::Uri& uri, unsi
   }
   if (bind(fd, name, sizeof(address)) != 0) return cannot_listen(uri, errno);
   listener->uri_ = uri;
+  listener->path_ = OwnedPath(uri.path);
   if (chmod(uri.path.c_str(), mode) != 0 || listen(fd, kBacklog) != 0) {
     return cannot_listen(uri, errno);
   }
@@ -115,8 +129,8 @@ Result<std::unique_ptr<Listener>> Listener::open_unix(const wire::Uri& uri, unsi
 }
 
 Listener::~Listener() {
+  path_ = OwnedPath();  // while it is known to be alive, nobody replaces it
   close(fd_);
-  if (uri_.kind == wire::Uri::Kind::kUnix && !uri_.path.empty()) unlink(uri_.path.c_str());
 }
 
 Listener::Accepted Listener::accept() const {

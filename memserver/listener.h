@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "base/result.h"
+#include "memserver/owned_path.h"
 #include "wire/uri.h"
 
 namespace kintsugi::memserver {
 
 class Listener {
  public:
-  // One for each address that the URI's host has; port 0 takes a free one, the same for all. A
-  // Unix socket left behind by a dead process is replaced, a live one is an error. `mode`: of a
+  // One for each address that the URI's host has; port 0 takes a free one, the same for all. An
+  // address that this machine has not is left out, with a warning, if there are others. A Unix
+  // socket left behind by a dead process is replaced, a live one is an error. `mode`: of a
   // Unix socket.
   [[nodiscard]] static Result<std::vector<std::unique_ptr<Listener>>> open(const wire::Uri& uri,
                                                                            unsigned mode);
@@ -41,6 +43,7 @@ class Listener {
 
   int fd_;
   wire::Uri uri_;
+  OwnedPath path_;  // of a Unix socket
 };
 
 }  // namespace kintsugi::memserver

@@ -69,7 +69,7 @@ Result<void> Server::begin(Stage* stage) {
   }
   *stage = Stage::kRest;
   if (Result<void> r = write_port_file(); !r) return r;
-  port_file_written_ = !options_.port_file.empty();
+  if (!options_.port_file.empty()) port_file_ = OwnedPath(options_.port_file);
   return {};
 }
 
@@ -127,7 +127,7 @@ Result<void> Server::write_port_file() const {
 }
 
 Server::~Server() {
-  if (port_file_written_) std::remove(options_.port_file.c_str());
+  port_file_ = OwnedPath();
   // Who asks from outside goes first, then who serves, then who cleans up, then what is served.
   control_.reset();
   metrics_.reset();

@@ -19,6 +19,7 @@
 #include "memserver/figures.h"
 #include "memserver/listener.h"
 #include "memserver/metrics.h"
+#include "memserver/owned_path.h"
 #include "memserver/peer.h"
 #include "memserver/sessions.h"
 #include "memserver/task_thread.h"
@@ -92,7 +93,7 @@ class Server {
   std::unique_ptr<Sessions> sessions_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::size_t next_worker_ = 0;
-  bool port_file_written_ = false;
+  OwnedPath port_file_;
   std::vector<std::unique_ptr<Listener>> listeners_;
   std::unique_ptr<TaskThread> slow_tasks_;
   std::unique_ptr<Metrics> metrics_;

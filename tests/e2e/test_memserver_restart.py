@@ -119,6 +119,77 @@ def check(uri: str, epoch: int) -> None:
             assert client.get(index).payload[8:] == bytes([index]) * PAGE_BYTES
 
 
+def ctl(control: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Ask a server by its control socket."""
+    return subprocess.run([memserver_binary(), "ctl", "--control", control, *arguments, "status"],
+                          capture_output=True, text=True, check=False, timeout=60)
+
+
+def start_alone(work: Work, *options: str | Path, limits: str = "") -> tuple[
+        subprocess.Popen[bytes], str, Path]:
+    """A server without a manager: process, URI, control socket."""
+    uri, control = f"unix:{work.temp}/alone.sock", work.temp / "control"
+    ports = work.temp / "ports"
+    command = f'{limits} exec "$@"'
+    with (work.logs / "alone.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command, "bash", memserver_binary(), "--listen", uri, "--capacity",
+             "16M", "--control", control, "--port-file", ports, *options],
+            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+            stderr=log)
+    poll_until("it serves", lambda: ports.exists() or process.poll() is not None, START_S)
+    return process, uri, control
+
+
+def test_the_operator_is_answered_without_descriptors(work: Work) -> None:
+    process, uri, control = start_alone(work, limits="ulimit -n 48;")
+    clients = []
+    try:
+        for _ in range(48):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(uri.removeprefix("unix:"))
+            clients.append(client)
+        poll_until("there are none left",
+                   lambda: "cannot accept" in (work.logs / "alone.log").read_text(), 20)
+        for _ in range(3):
+            done = ctl(control)
+            assert done.returncode == 0, done.stderr
+            assert "capacity" in done.stdout
+    finally:
+        for client in clients:
+            client.close()
+        process.kill()
+        process.wait()
+
+
+def test_ctl_does_not_wait_for_ever(work: Work) -> None:
+    process, _, control = start_alone(work)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        done = ctl(control, "--timeout", "1")
+        assert done.returncode == 1
+        assert "has not answered for 1 s" in done.stderr and "--timeout" in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_stopping_server_leaves_its_successors_files(work: Work) -> None:
+    """The successor was started by mistake before the end, and its files are there already."""
+    process, uri, control = start_alone(work)
+    try:
+        for path in (Path(uri.removeprefix("unix:")), control, work.temp / "ports"):
+            path.unlink()
+            path.write_text("the successor's")
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    for path in (Path(uri.removeprefix("unix:")), control, work.temp / "ports"):
+        assert path.read_text() == "the successor's"
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_keeps_the_pages(manager: Manager, how: signal.Signals) -> None:
     """By default, with nothing set up: systemctl restart, an upgrade, a crash; more than once."""

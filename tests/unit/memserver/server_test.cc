@@ -597,7 +597,7 @@ TEST(Command, BadUsageSaysWhatToChange) {
        kExitUsage,
        "octal"},
       {{"--listen", "tcp:192.0.2.1:0", "--capacity", "1M"}, kExitAddress, "that this machine has"},
-      {{"--listen", "tcp:127.0.0.1:0", "--capacity", "15T"}, kExitArena, "lower it"},
+      {{"--listen", "tcp:127.0.0.1:0", "--capacity", "15T"}, kExitArena, "lower --capacity"},
       {{"--listen", "tcp:127.0.0.1:0", "--capacity", "1M", "--arena", dir / "text"},
        kExitArena,
        "not a memory server's arena"},
