@@ -83,6 +83,12 @@ class FakeServer {
     changed_.wait(lock, [&] { return waiting_ >= count; });
   }
 
+  // Says that it holds so many pages more than it does.
+  void pretend(std::uint64_t pages) {
+    const std::lock_guard lock(mutex_);
+    pretended_ = pages;
+  }
+
   // As a crash: every connection breaks and new ones are refused. The pages stay.
   void stop() {
     {
@@ -293,10 +299,10 @@ class FakeServer {
     }
   }
 
-  static void figures(Session& session, std::vector<std::uint8_t>* answer) {
+  void figures(Session& session, std::vector<std::uint8_t>* answer) const {
     wire::SessionReply figures;
     figures.capacity_pages = session.capacity;
-    figures.used_pages = session.pages.size();
+    figures.used_pages = session.pages.size() + pretended_;
     figures.vm_pages = session.vm_pages;
     figures.committed = session.record().committed() ? 1 : 0;
     figures.last_version = session.last_version;
@@ -418,6 +424,7 @@ class FakeServer {
   std::optional<wire::Op> gated_;
   unsigned waiting_ = 0;
   bool overflowed_ = false;
+  std::uint64_t pretended_ = 0;
   std::array<std::uint8_t, 16> server_id_{};
   std::array<std::uint64_t, UINT16_MAX + 1> requests_{};
 };
