@@ -86,6 +86,23 @@ Result<void> choose_limits(PagerCore* core) {
   return {};
 }
 
+// Beyond it the guest's memory would end in the OOM killer, and the VM with it.
+Result<void> check_memory(const PagerCore& core) {
+  // Location map and history, two bytes and one a page of the VM, and the eviction queue.
+  const Bytes paging{core.config.vm_pages.value * 3 + core.staging->bytes()};
+  const Bytes need = to_bytes(core.config.limit) + paging;
+  const MemoryLimit limit = core.config.memory_limit();
+  if (need.value <= limit.bytes.value) return {};
+  const auto mib = [](Bytes bytes) { return bytes.value >> 20; };
+  return make_error(
+      ENOMEM,
+      "the main host may hold {} MiB of the VM and paging takes {} MiB more, but {} "
+      "is {} MiB: lower main-memory to {} MiB, or raise the limit to {} MiB and what "
+      "QEMU itself needs",
+      mib(to_bytes(core.config.limit)), mib(paging) + 1, limit.where, mib(limit.bytes),
+      limit.bytes > paging ? mib(Bytes{limit.bytes.value - paging.value}) : 0, mib(need) + 1);
+}
+
 // The best way first: its system call, and why this kernel has it not ("" when it has).
 struct Way {
   PageOutMethod method;
@@ -212,6 +229,7 @@ Result<std::unique_ptr<Pager>> Pager::create(PagerConfig config, const SplitPlan
   Result<std::unique_ptr<Staging>> staging = Staging::create(unit_pages, frames, core->method);
   if (!staging) return staging.error();
   core->staging = std::move(*staging);
+  if (Result<void> enough = check_memory(*core); !enough) return enough.error();
 
   if (Result<void> ring = make_ring(&core->fault_discards, kDiscardRing, "a queue of discards");
       !ring) {

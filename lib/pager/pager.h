@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "access/history.h"
+#include "base/memory_limit.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "handover/record.h"
@@ -69,7 +70,8 @@ struct PagerConfig {
   // False: fetch only pages that were touched.
   bool prefetch = true;
 
-  // Tests put their own kernel here.
+  // Tests put their own machine and kernel here.
+  std::function<MemoryLimit()> memory_limit = [] { return kintsugi::memory_limit(); };
   std::function<Result<std::unique_ptr<Uffd>>()> open_uffd = &kintsugi::open_uffd;
 };
 

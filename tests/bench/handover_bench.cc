@@ -89,6 +89,7 @@ class Vm {
     config.vm_pages = PageCount{pages_};
     config.chunk_pages = kChunk;
     config.limit = PageCount{pages_ / 2};
+    config.memory_limit = [] { return MemoryLimit{Bytes{UINT64_MAX}, ""}; };
     for (unsigned i = 0; i < servers_.size(); i++) {
       const ServerId id{static_cast<std::uint8_t>(i + 1)};
       servers_[i]->pretend(plan_->pages_on(id).value);

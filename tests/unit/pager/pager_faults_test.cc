@@ -877,6 +877,24 @@ TEST(PagerSetup, LockedMemoryNamesMemLock) {
   EXPECT_NE(created.error().message.find("mem-lock"), std::string::npos);
 }
 
+// The destination's memory control group is smaller than what the source was told it has.
+TEST(PagerSetup, ALimitOfMemoryIsKnownBeforeAnythingIsSent) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  Rig rig(options);
+  rig.send_all();
+  PagerConfig config = rig.config();
+  config.limit = PageCount{25600};  // 100 MiB
+  config.memory_limit = [] { return MemoryLimit{Bytes{64ULL << 20}, "memory.max of /vm"}; };
+  const Result<std::unique_ptr<Pager>> refused = Pager::create(config, rig.plan());
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message.find("memory.max of /vm is 64 MiB: lower main-memory to"),
+            std::string::npos)
+      << refused.error().message;
+  config.memory_limit = [] { return MemoryLimit{Bytes{256ULL << 20}, "memory.max of /vm"}; };
+  EXPECT_TRUE(Pager::create(config, rig.plan()));
+}
+
 TEST(PagerSetup, RefusesBadFigures) {
   RigOptions options;
   Rig rig(options);
