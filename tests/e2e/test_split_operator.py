@@ -101,3 +101,33 @@ def test_gdb_cannot_continue_a_vm_that_has_gone(setup: SplitSetup, tmp_path: Pat
         assert not status["running"], status
     with pytest.raises(QmpError, match="never run"):
         setup.source.qmp.execute("cont")
+
+
+def test_what_a_split_vm_cannot_have_is_refused(setup: SplitSetup) -> None:
+    """At the moment of the command, and it goes on."""
+    destination, _ = setup.split(page_out="wp")
+    qmp = destination.qmp
+    qmp.execute("object-add", {"qom-type": "memory-backend-ram", "id": "more", "size": 128 * MIB})
+    qmp.execute("blockdev-add", {"driver": "null-co", "node-name": "cached"})
+    for command, arguments, reason in (
+            ("device_add", {"driver": "virtio-balloon-pci", "id": "b"}, "a balloon"),
+            ("device_add", {"driver": "virtio-mem-pci", "id": "d", "memdev": "more"},
+             "more memory"),
+            ("blockdev-add", {"driver": "null-co", "node-name": "direct",
+                              "cache": {"direct": True}}, "cache.direct=off"),
+            ("blockdev-reopen", {"options": [{"driver": "null-co", "node-name": "cached",
+                                              "cache": {"direct": True}}]}, "cache.direct=off"),
+            *(("migrate-set-capabilities",
+               {"capabilities": [{"capability": name, "state": True}]}, name)
+              for name in ("postcopy-ram", "background-snapshot", "mapped-ram"))):
+        with pytest.raises(QmpError, match=reason):
+            qmp.execute(command, arguments)
+    destination.guest.wait_beats()
+    destination.guest.verify()
+
+
+def test_preallocated_ram_at_the_destination(setup: SplitSetup) -> None:
+    destination = setup.start_destination(extra=("-mem-prealloc",))
+    text = setup.refused(destination)
+    assert re.search("prealloc=off", text), text
+    setup.check_source_unharmed()

@@ -30,6 +30,7 @@
 #include "qapi/qapi-commands-remote-memory.h"
 #include "qapi/qapi-events-remote-memory.h"
 #include "qapi/qapi-events-run-state.h"
+#include "qapi/qapi-types-migration.h"
 #include "qemu-file.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
@@ -37,6 +38,7 @@
 #include "qemu/notify.h"
 #include "qemu/units.h"
 #include "system/cpus.h"
+#include "system/hostmem.h"
 #include "system/cpu-timers.h"
 #include "system/reset.h"
 #include "system/runstate.h"
@@ -403,6 +405,74 @@ static void on_reset(void *opaque)
     remote.was_reset = true;
 }
 
+/*
+ * Preallocated memory would be taken whole, and then given back where pages are
+ * remote; whoever asked for it does not want paging.
+ */
+static bool check_prealloc(Error **errp)
+{
+    for (unsigned i = 0; i < remote.layout->count; i++) {
+        RAMBlock *rb = remote.layout->blocks[i].rb;
+        Object *owner = rb->mr->owner;
+
+        if (owner && object_dynamic_cast(owner, TYPE_MEMORY_BACKEND) &&
+            MEMORY_BACKEND(owner)->prealloc) {
+            error_setg(errp, "RAM block '%s' is preallocated here, so it takes "
+                       "all of the VM's memory: start the destination with "
+                       "prealloc=off, without -mem-prealloc", rb->idstr);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool remote_memory_allows(const char *what, Error **errp)
+{
+    if (!remote.pager) {
+        return true;
+    }
+    error_setg(errp, "a VM with remote memory cannot have %s: merge it onto "
+               "one host before", what);
+    return false;
+}
+
+bool remote_memory_allows_direct_io(Error **errp)
+{
+    KsPagerStats stats;
+
+    if (!remote.started) {
+        return true;
+    }
+    ks_pager_stats(remote.pager, &stats);
+    if (stats.page_out != KS_PAGE_OUT_WRITE_PROTECT) {
+        return true;
+    }
+    error_setg(errp, "this VM's memory is paged out by write protection, which "
+               "would lose what a block node reads by direct I/O: open it with "
+               "cache.direct=off");
+    return false;
+}
+
+bool remote_memory_allows_caps(const bool *caps, Error **errp)
+{
+    static const MigrationCapability refused[] = {
+        MIGRATION_CAPABILITY_POSTCOPY_RAM,
+        MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT,
+        MIGRATION_CAPABILITY_MAPPED_RAM,
+        MIGRATION_CAPABILITY_X_COLO,
+    };
+
+    for (unsigned i = 0; remote.started && i < ARRAY_SIZE(refused); i++) {
+        if (caps[refused[i]]) {
+            error_setg(errp, "a VM with remote memory cannot be migrated with "
+                       "capability '%s': turn it off",
+                       MigrationCapability_str(refused[i]));
+            return false;
+        }
+    }
+    return true;
+}
+
 static int load_plan(QEMUFile *f)
 {
     g_autofree void *plan = NULL;
@@ -443,7 +513,8 @@ static int load_plan(QEMUFile *f)
     }
     split_layout_free(remote.layout);
     remote.layout = split_layout_new();
-    if (!split_layout_check(remote.layout, &local_err)) {
+    if (!split_layout_check(remote.layout, &local_err) ||
+        !check_prealloc(&local_err)) {
         refuse_err(local_err);
         return -EINVAL;
     }

@@ -406,6 +406,9 @@ bool split_migration_may_migrate(Error **errp)
     if (!split_migration_may_run(errp)) {
         return false;
     }
+    if (!remote_memory_allows_caps(migrate_get_current()->capabilities, errp)) {
+        return false;
+    }
     if (split.job && split.phase == SPLIT_PHASE_CONNECTING) {
         error_setg(errp, "a split migration is connecting to its sub-hosts: "
                    "cancel it or let it end");

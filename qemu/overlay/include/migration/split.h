@@ -9,6 +9,7 @@
 
 #include "exec/cpu-common.h"
 #include "migration/access-tracker.h"
+#include "migration/remote-memory.h"
 #include "qemu/typedefs.h"
 
 /*
