@@ -2,18 +2,16 @@
 #include "wire/connection.h"
 
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <optional>
 #include <system_error>
 
 namespace kintsugi::wire {
@@ -47,34 +45,6 @@ Result<void> wait_for(int fd, short events, std::chrono::milliseconds timeout,
   }
 }
 
-struct Address {
-  sockaddr_storage storage{};
-  socklen_t length = 0;
-};
-
-Result<Address> resolve(const Uri& uri) {
-  Address address;
-  if (uri.kind == Uri::Kind::kUnix) {
-    auto* un = reinterpret_cast<sockaddr_un*>(&address.storage);
-    un->sun_family = AF_UNIX;
-    std::memcpy(un->sun_path, uri.path.c_str(), uri.path.size() + 1);
-    address.length = sizeof(*un);
-    return address;
-  }
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* list = nullptr;
-  const int rc = getaddrinfo(uri.host.c_str(), uri.port.c_str(), &hints, &list);
-  if (rc != 0) {
-    return make_error(EHOSTUNREACH, "memory server {}: cannot look up '{}': {}", uri.text(),
-                      uri.host, gai_strerror(rc));
-  }
-  std::memcpy(&address.storage, list->ai_addr, list->ai_addrlen);
-  address.length = list->ai_addrlen;
-  freeaddrinfo(list);
-  return address;
-}
-
 void advance(std::span<iovec>& iov, std::size_t bytes) {
   while (!iov.empty()) {
     if (bytes < iov.front().iov_len) {
@@ -85,6 +55,33 @@ void advance(std::span<iovec>& iov, std::size_t bytes) {
     bytes -= iov.front().iov_len;
     iov = iov.subspan(1);
   }
+}
+
+// A connected socket.
+Result<int> connect_to(const Endpoint& endpoint, const Uri& uri, const ConnectOptions& options,
+                       std::chrono::milliseconds timeout) {
+  const int fd = socket(endpoint.address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return make_error(errno, "socket: {}", errno_text(errno));
+  const auto failed = [&](Error error) {
+    close(fd);
+    return error;
+  };
+  const auto refused = [&](int code) {
+    return failed(make_error(code, "cannot connect to memory server {}: {}; is it running there?",
+                             uri.text(), errno_text(code)));
+  };
+  const auto* address = reinterpret_cast<const sockaddr*>(&endpoint.address);
+  if (connect(fd, address, endpoint.length) < 0) {
+    if (errno != EINPROGRESS) return refused(errno);
+    const Result<void> waited =
+        wait_for(fd, POLLOUT, timeout, options.canceller, uri.text(), "connecting to");
+    if (!waited) return failed(waited.error());
+    int code = 0;
+    socklen_t length = sizeof(code);
+    getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &length);
+    if (code != 0) return refused(code);
+  }
+  return fd;
 }
 
 }  // namespace
@@ -118,25 +115,32 @@ Result<std::unique_ptr<Connection>> Connection::connect(const Uri& uri,
   if (options.canceller && options.canceller->cancelled()) {
     return make_error(ECANCELED, "cancelled before connecting to memory server {}", uri.text());
   }
-  const Result<Address> address = resolve(uri);
-  if (!address) return address.error();
-  const int fd = socket(address->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) return make_error(errno, "socket: {}", errno_text(errno));
-  std::unique_ptr<Connection> connection(new Connection(fd, uri.text(), options));
-  const auto failed = [&](int code) {
-    return make_error(code, "cannot connect to memory server {}: {}; is it running there?",
-                      uri.text(), errno_text(code));
-  };
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address->storage), address->length) < 0) {
-    if (errno != EINPROGRESS) return failed(errno);
-    const Result<void> waited = wait_for(fd, POLLOUT, options.connect_timeout, options.canceller,
-                                         connection->name_, "connecting to");
-    if (!waited) return waited.error();
-    int code = 0;
-    socklen_t length = sizeof(code);
-    getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &length);
-    if (code != 0) return failed(code);
+  const auto deadline = std::chrono::steady_clock::now() + options.connect_timeout;
+  const Result<std::vector<Endpoint>> endpoints =
+      resolve(uri, options.connect_timeout, options.canceller,
+              options.lookup ? options.lookup : Lookup(&getaddrinfo));
+  if (!endpoints) return endpoints.error();
+  std::unique_ptr<Connection> connection;
+  std::optional<Error> failure;
+  // The first that answers; those behind it share the time that is left.
+  for (std::size_t i = 0; i < endpoints->size() && !connection; i++) {
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+    const auto rest = static_cast<std::chrono::milliseconds::rep>(endpoints->size() - i);
+    Result<int> fd = connect_to((*endpoints)[i], uri, options,
+                                std::max(left, std::chrono::milliseconds(0)) / rest);
+    if (fd) {
+      connection.reset(new Connection(*fd, uri.text(), options));
+    } else {
+      if (fd.error().code == ECANCELED) return fd.error();
+      failure = fd.error();
+    }
   }
+  if (!connection) {
+    return failure ? *failure
+                   : make_error(EHOSTUNREACH, "memory server {} has no address", uri.text());
+  }
+  const int fd = connection->fd();
   if (uri.kind == Uri::Kind::kTcp) {
     const int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));

@@ -18,6 +18,7 @@
 
 #include "base/result.h"
 #include "wire/protocol.h"
+#include "wire/resolve.h"
 #include "wire/uri.h"
 
 namespace kintsugi::wire {
@@ -41,10 +42,12 @@ class Canceller {
 };
 
 struct ConnectOptions {
+  // To look the name up and to connect to one of its addresses, all together.
   std::chrono::milliseconds connect_timeout{5000};
   // A peer that moves no byte for so long while we wait for it is taken for dead.
   std::chrono::milliseconds io_timeout{10000};
   Canceller* canceller = nullptr;  // may be null; outlives the connection
+  Lookup lookup;                   // empty: the machine's; tests have their own
 };
 
 // What Open, Attach and Stat answer.
