@@ -3,8 +3,8 @@
  *
  * A precopy migration whose cold pages bypass the main stream: they go from
  * here to memory servers on the sub-hosts.  libkintsugi plans and sends; this
- * file connects it with the migration code.  See docs/architecture.md of
- * Kintsugi for the handover.
+ * file is the job, from the command to its end, and its figures.  See
+ * docs/architecture.md of Kintsugi.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -14,8 +14,6 @@
 #include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "migration/misc.h"
-#include "migration/register.h"
-#include "migration/split.h"
 #include "migration.h"
 #include "migration-stats.h"
 #include "monitor/monitor.h"
@@ -26,7 +24,6 @@
 #include "qapi/qapi-commands-remote-memory.h"
 #include "qapi/qapi-events-remote-memory.h"
 #include "qapi/qapi-visit-remote-memory.h"
-#include "qemu-file.h"
 #include "qemu/error-report.h"
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
@@ -34,419 +31,56 @@
 #include "qemu/sockets.h"
 #include "qemu/units.h"
 #include "qemu/uuid.h"
-#include "ram.h"
+#include "split-internal.h"
 #include "system/runstate.h"
 #include "system/system.h"
 #include "trace.h"
 
 #define CONNECT_TIMEOUT_MS 5000
 #define IO_TIMEOUT_MS 10000
-/* Pages between two looks at what the senders have sent. */
-#define ACCOUNT_PAGES 64
-/* How long an iteration with nothing to do leaves the senders alone */
-#define DRAIN_WAIT_US 1000
-/* The senders' backlog may take one part in this many of the downtime limit. */
-#define DOWNTIME_SHARE 8
 
-/*
- * The newest split migration.  Written under the BQL by the main thread; the
- * migration thread reads what is fixed while it runs.
- */
+SplitJob split_job;
+
+/* Under the BQL */
 static struct {
-    /* Set while there is a job.  Its own functions say who may call them. */
-    KsSplit *job;
-    SplitLayout *layout;
-    SplitPhase phase;
     char *error;
     char *uri;
     int fd; /* of an fd: URI, until the migration takes it; else -1 */
     AccessPolicy policy;
     uint64_t chunk_size;
-    PageOutMethod page_out;
     bool history;
     bool cancelled;
     bool had_return_path; /* the capability, before we set it */
     QemuThread end_thread; /* gives back what the last job had */
     bool ended; /* there is such a thread, and nobody has joined it */
-    /* While in doubt: asks the arbiter until it answers. */
-    QemuThread doubt_thread;
-    QemuSemaphore doubt_over; /* the operator knows who owns the VM */
-    bool resume; /* the VM ran when the handover began */
     /* Of a job that has ended */
     SplitTargetList *targets;
     unsigned sub_hosts;
-
-    /* The migration thread's */
-    bool handover_begun;
-    char *diagnosis; /* what is wrong with a sub-host, after a failure */
-    char *in_doubt;  /* why it is not known who owns the VM */
-    bool given_up;   /* the destination will never run the VM */
-    char *refusal;   /* why; under split_job_lock */
-    uint64_t accounted_bytes;
-    unsigned unaccounted_pages;
-    bool queued; /* pages since the last iteration */
-    const SplitBlock *last_block;
-    double slowdown; /* of what is left, to what QEMU believes */
 } split = { .fd = -1 };
 
-/* Protects split.job against going away under split_migration_cancel(). */
+/* Protects split_job.ks against going away under split_migration_cancel(). */
 static QemuMutex split_job_lock;
 static NotifierWithReturn split_notifier;
 
-static void split_end(SplitPhase phase, const char *error);
-
 bool split_migration_active(void)
 {
-    return qatomic_read(&split.job) && split.phase == SPLIT_PHASE_ACTIVE;
+    return qatomic_read(&split_job.ks) && split_job.phase == SPLIT_PHASE_ACTIVE;
 }
-
-static void account(void)
-{
-    uint64_t bytes = ks_split_sent_bytes(split.job);
-
-    stat64_add(&mig_stats.multifd_bytes, bytes - split.accounted_bytes);
-    split.accounted_bytes = bytes;
-    split.unaccounted_pages = 0;
-}
-
-/* Fails the migration with what stopped the senders. */
-static int report_failure(const KsError *err)
-{
-    Error *local_err = NULL;
-
-    error_setg(&local_err, "%s", err->message);
-    migrate_set_error(migrate_get_current(), local_err);
-    error_free(local_err);
-    return -(err->code ?: EIO);
-}
-
-bool split_migration_save_page(RAMBlock *rb, ram_addr_t offset, int *res)
-{
-    const SplitBlock *block = split.last_block;
-    uint64_t page;
-    int ret;
-
-    if (!block || block->rb != rb) {
-        block = split_layout_find(split.layout, rb);
-        if (!block) {
-            return false;
-        }
-        split.last_block = block;
-    }
-    page = block->first_page + (offset >> TARGET_PAGE_BITS);
-    if (!ks_split_owner(split.job, page)) {
-        return false;
-    }
-    ret = ks_split_send(split.job, page, rb->host + offset);
-    if (ret < 0) {
-        KsError err = {};
-
-        ks_split_error(split.job, &err);
-        *res = report_failure(&err);
-        return true;
-    }
-    split.queued = true;
-    if (++split.unaccounted_pages >= ACCOUNT_PAGES) {
-        account();
-    }
-    *res = 1;
-    return true;
-}
-
-static bool split_is_active(void *opaque)
-{
-    return split_migration_active();
-}
-
-static void put_blob(QEMUFile *f, SplitRecord record, void *data, size_t bytes)
-{
-    qemu_put_be32(f, record);
-    qemu_put_be64(f, bytes);
-    qemu_put_buffer(f, data, bytes);
-}
-
-static int split_save_setup(QEMUFile *f, void *opaque, Error **errp)
-{
-    g_autofree void *plan = NULL;
-    KsError err = {};
-    size_t bytes;
-
-    if (ks_split_encode_plan(split.job, &plan, &bytes, &err) < 0) {
-        error_setg(errp, "%s", err.message);
-        return -err.code;
-    }
-    /* The records at the end are small, and part of the downtime. */
-    qio_channel_set_delay(qemu_file_get_ioc(f), false);
-    put_blob(f, SPLIT_RECORD_PLAN, plan, bytes);
-    qemu_put_byte(f, split.page_out);
-    qemu_put_be32(f, split.layout->count);
-    for (unsigned i = 0; i < split.layout->count; i++) {
-        const SplitBlock *block = &split.layout->blocks[i];
-
-        qemu_put_counted_string(f, block->rb->idstr);
-        qemu_put_be64(f, block->pages);
-    }
-    return qemu_file_get_error(f);
-}
-
-static int put_changes(QEMUFile *f, SplitRecord record)
-{
-    g_autofree void *changes = NULL;
-    KsError err = {};
-    size_t bytes;
-
-    if (ks_split_encode_changes(split.job, &changes, &bytes, &err) < 0) {
-        return report_failure(&err);
-    }
-    put_blob(f, record, changes, bytes);
-    return 0;
-}
-
-/* Nothing to say yet; but without it the section would not begin. */
-static int split_begin_changes(QEMUFile *f, void *opaque, Error **errp)
-{
-    return put_changes(f, SPLIT_RECORD_CHANGES);
-}
-
-static int split_save_iterate(QEMUFile *f, void *opaque)
-{
-    KsError err = {};
-    int ret;
-
-    ks_split_kick(split.job);
-    account();
-    if (ks_split_error(split.job, &err) < 0) {
-        return report_failure(&err);
-    }
-    if (!split.queued && ks_split_pending(split.job)) {
-        /* RAM is clean; the senders need time, not another look at it. */
-        g_usleep(DRAIN_WAIT_US);
-    }
-    split.queued = false;
-    ret = put_changes(f, SPLIT_RECORD_CHANGES);
-    return ret < 0 ? ret : 1;
-}
-
-/*
- * Called after RAM is complete, with the VM stopped.  From here until the
- * destination has said yes or no it may have taken the VM over.
- */
-static int split_save_complete(QEMUFile *f, void *opaque)
-{
-    KsError err = {};
-
-    trace_split_migration_flush(ks_split_pending(split.job));
-    if (ks_split_flush(split.job, &err) < 0) {
-        return report_failure(&err);
-    }
-    account();
-    if (ks_split_end(split.job, &err) < 0) {
-        return report_failure(&err);
-    }
-    split.handover_begun = true;
-    trace_split_migration_handover();
-    return put_changes(f, SPLIT_RECORD_END);
-}
-
-bool split_migration_rate_exceeded(void)
-{
-    uint64_t max = migration_rate_get();
-    uint64_t used;
-
-    if (!split_migration_active() || max == RATE_LIMIT_DISABLED) {
-        return false;
-    }
-    used = migration_transferred_bytes() -
-           stat64_get(&mig_stats.rate_limit_start) +
-           ks_split_pending(split.job) * KS_PAGE_SIZE;
-    return used > max;
-}
-
-/* Of the pages that the guest has written, the part that goes to sub-hosts */
-static double dirty_sub_share(void)
-{
-    uint64_t all = ram_bytes_remaining() / KS_PAGE_SIZE;
-    uint64_t count = 0;
-
-    for (unsigned i = 0; i < split.layout->count; i++) {
-        const SplitBlock *block = &split.layout->blocks[i];
-        unsigned long page = find_first_bit(block->rb->bmap, block->pages);
-
-        while (page < block->pages) {
-            count += ks_split_owner(split.job, block->first_page + page) != 0;
-            page = find_next_bit(block->rb->bmap, block->pages, page + 1);
-        }
-    }
-    return all ? MIN(1.0, (double)count / all) : 0;
-}
-
-/*
- * QEMU estimates the downtime from what went all ways together.  If what is
- * left goes one way mostly, it takes longer.  And what waits in the senders is
- * not written by the guest again: sent while the VM runs, it costs no
- * downtime, so only a small part may be left for that.
- */
-static void split_state_pending_estimate(void *opaque, uint64_t *must_precopy,
-                                         uint64_t *can_postcopy)
-{
-    ks_split_period(split.job, migrate_get_current()->iteration_start_time,
-                    migration_transferred_bytes() - split.accounted_bytes,
-                    split.accounted_bytes);
-    *must_precopy += (split.slowdown - 1) * ram_bytes_remaining() +
-                     ks_split_pending(split.job) * KS_PAGE_SIZE *
-                     DOWNTIME_SHARE;
-}
-
-/* After RAM's, which has just learned what the guest has written. */
-static void split_state_pending_exact(void *opaque, uint64_t *must_precopy,
-                                      uint64_t *can_postcopy)
-{
-    double share = dirty_sub_share();
-
-    split.slowdown = ks_split_slowdown(split.job, share);
-    trace_split_migration_pace(share * 100, split.slowdown * 100);
-    split_state_pending_estimate(opaque, must_precopy, can_postcopy);
-}
-
-/* Comes before RAM's, so that a destination can refuse it with a reason. */
-static const SaveVMHandlers plan_handlers = {
-    .is_active = split_is_active,
-    .save_setup = split_save_setup,
-    .load_state = remote_memory_load,
-};
-
-/* Comes after RAM's, as its end does. */
-static const SaveVMHandlers split_handlers = {
-    .is_active = split_is_active,
-    .save_setup = split_begin_changes,
-    .save_live_iterate = split_save_iterate,
-    .save_live_complete_precopy = split_save_complete,
-    .state_pending_estimate = split_state_pending_estimate,
-    .state_pending_exact = split_state_pending_exact,
-    .load_state = remote_memory_load,
-};
-
 void split_migration_cancel(void)
 {
     MigrationState *s = migrate_get_current();
 
     WITH_QEMU_LOCK_GUARD(&split_job_lock) {
-        if (split.job) {
+        if (split_job.ks) {
             split.cancelled = true;
-            ks_split_cancel(split.job);
+            ks_split_cancel(split_job.ks);
         }
     }
     /* The main host was still being connected to: nobody else will end it. */
     if (split_migration_active() && s->state == MIGRATION_STATUS_CANCELLED) {
-        split_end(SPLIT_PHASE_CANCELLED, NULL);
+        split_job_end(SPLIT_PHASE_CANCELLED, NULL);
     }
 }
-
-void split_migration_settle(MigrationState *s)
-{
-    KsError err = {};
-    int ret;
-
-    if (!split_migration_active() || s->state == MIGRATION_STATUS_COMPLETED) {
-        return;
-    }
-    if (!split.handover_begun) {
-        if (s->state == MIGRATION_STATUS_FAILED && runstate_is_running() &&
-            ks_split_diagnose(split.job, &err) < 0) {
-            split.diagnosis = g_strdup(err.message);
-        }
-        return;
-    }
-    if (qatomic_read(&split.given_up)) {
-        /* The destination said so: it cannot run the VM any more. */
-        ks_split_given_up(split.job);
-        return;
-    }
-    ret = ks_split_settle(split.job, &err);
-    trace_split_migration_settle(ret);
-    if (!ret) {
-        return;
-    }
-    if (ret == -EALREADY) {
-        warn_report("the migration stream broke, but the destination had "
-                    "taken the VM over before: it runs there");
-        migrate_set_state(&s->state, s->state, MIGRATION_STATUS_COMPLETED);
-        return;
-    }
-    split.in_doubt = g_strdup_printf(
-        "the migration broke during the handover and it is not known yet who "
-        "owns the VM: %s. The VM stays paused here, and the first sub-host is "
-        "asked until it answers", err.message);
-    split.resume = runstate_is_live(s->vm_old_state);
-    error_report("%s", split.in_doubt);
-    s->vm_old_state = RUN_STATE_PAUSED;
-}
-
-bool split_migration_may_run(Error **errp)
-{
-    if (split.phase == SPLIT_PHASE_COMPLETED ||
-        (split_migration_active() && migrate_get_current()->state ==
-                                     MIGRATION_STATUS_COMPLETED)) {
-        error_setg(errp, "this VM runs on its new main host: it must never run "
-                   "here again");
-        return false;
-    }
-    if (split.in_doubt) {
-        error_setg(errp, "it is not known yet whether this VM runs on its new "
-                   "main host: the first sub-host is asked until it answers. "
-                   "If you have made sure that the new main host does not run "
-                   "it, give migrate-split-take-back");
-        return false;
-    }
-    return true;
-}
-
-bool split_migration_may_migrate(Error **errp)
-{
-    if (!split_migration_may_run(errp)) {
-        return false;
-    }
-    if (!remote_memory_allows_caps(migrate_get_current()->capabilities, errp)) {
-        return false;
-    }
-    if (split.job && split.phase == SPLIT_PHASE_CONNECTING) {
-        error_setg(errp, "a split migration is connecting to its sub-hosts: "
-                   "cancel it or let it end");
-        return false;
-    }
-    return true;
-}
-
-bool split_migration_in_doubt(void)
-{
-    return split.in_doubt != NULL;
-}
-
-void split_migration_given_up(void)
-{
-    qatomic_set(&split.given_up, true);
-}
-
-void split_migration_refused(const char *reason, size_t bytes)
-{
-    char *text = g_strndup(reason, bytes);
-    Error *err = NULL;
-
-    /* It comes from another host, and goes to a terminal. */
-    for (char *c = text; *c; c++) {
-        if (!g_ascii_isprint(*c)) {
-            *c = '?';
-        }
-    }
-    error_setg(&err, "the destination refused the VM: %s", text);
-    migrate_set_error(migrate_get_current(), err);
-    error_free(err);
-    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
-        g_free(split.refusal);
-        split.refusal = text;
-    }
-}
-
 /* ---- Figures ------------------------------------------------------------- */
 
 static SplitTargetList *collect_targets(void)
@@ -457,7 +91,7 @@ static SplitTargetList *collect_targets(void)
         SplitTarget *target = g_new0(SplitTarget, 1);
         KsSplitTarget figures;
 
-        ks_split_target(split.job, i, &figures);
+        ks_split_target(split_job.ks, i, &figures);
         target->main = !i;
         target->uri = g_strdup(i ? figures.uri : split.uri);
         target->planned = figures.planned_pages;
@@ -476,11 +110,11 @@ SplitMigrationInfo *qmp_query_migrate_split(Error **errp)
     SplitMigrationInfo *info = g_new0(SplitMigrationInfo, 1);
     MigrationState *s = migrate_get_current();
 
-    info->phase = split.phase;
-    if (split.phase == SPLIT_PHASE_NONE) {
+    info->phase = split_job.phase;
+    if (split_job.phase == SPLIT_PHASE_NONE) {
         return info;
     }
-    if (split.phase == SPLIT_PHASE_ACTIVE &&
+    if (split_job.phase == SPLIT_PHASE_ACTIVE &&
         (s->state == MIGRATION_STATUS_DEVICE ||
          s->state == MIGRATION_STATUS_PRE_SWITCHOVER)) {
         info->phase = SPLIT_PHASE_COMPLETING;
@@ -493,10 +127,10 @@ SplitMigrationInfo *qmp_query_migrate_split(Error **errp)
     info->has_history = true;
     info->history = split.history;
     info->has_pages = true;
-    info->pages = split.layout->pages;
+    info->pages = split_job.layout->pages;
     if (split_migration_active()) {
         info->has_pending = true;
-        info->pending = ks_split_pending(split.job);
+        info->pending = ks_split_pending(split_job.ks);
         info->has_targets = true;
         info->targets = collect_targets();
     } else if (split.targets) {
@@ -527,9 +161,9 @@ static void *end_job_thread(void *opaque)
     return NULL;
 }
 
-static void set_phase(SplitPhase phase, const char *error)
+void split_job_set_phase(SplitPhase phase, const char *error)
 {
-    split.phase = phase;
+    split_job.phase = phase;
     g_free(split.error);
     split.error = g_strdup(error);
     qapi_event_send_split_migration(phase, error);
@@ -551,113 +185,29 @@ int split_migration_take_fd(void)
     return fd;
 }
 
-static void split_end(SplitPhase phase, const char *error)
+void split_job_end(SplitPhase phase, const char *error)
 {
     EndJob *end = g_new0(EndJob, 1);
 
     close_fd();
 
-    if (split.phase != SPLIT_PHASE_CONNECTING) {
+    if (split_job.phase != SPLIT_PHASE_CONNECTING) {
         split.targets = collect_targets();
     }
-    if (split.phase != SPLIT_PHASE_CONNECTING && !split.had_return_path) {
+    if (split_job.phase != SPLIT_PHASE_CONNECTING && !split.had_return_path) {
         migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
             false;
     }
-    set_phase(phase, error);
+    split_job_set_phase(phase, error);
     WITH_QEMU_LOCK_GUARD(&split_job_lock) {
-        end->job = split.job;
-        qatomic_set(&split.job, NULL);
+        end->job = split_job.ks;
+        qatomic_set(&split_job.ks, NULL);
     }
     end->drop_sessions = phase != SPLIT_PHASE_COMPLETED;
     trace_split_migration_end(SplitPhase_str(phase), error ?: "");
     qemu_thread_create(&split.end_thread, "split-end", end_job_thread, end,
                        QEMU_THREAD_JOINABLE);
     split.ended = true;
-}
-
-/*
- * ---- In doubt -------------------------------------------------------------
- *
- * The end of the stream was sent, and neither the destination nor the arbiter
- * has said who owns the VM.  The VM stays paused; the arbiter is asked until it
- * answers, or until the operator knows.
- */
-
-#define ASK_AGAIN_MS 2000
-
-/* The VM is this side's. */
-static void take_back(const char *why)
-{
-    Error *local_err = NULL;
-
-    g_clear_pointer(&split.in_doubt, g_free);
-    split_end(SPLIT_PHASE_FAILED, why);
-    if (!migration_block_activate(&local_err)) {
-        error_reportf_err(local_err, "migrate-split: ");
-    } else if (split.resume && runstate_check(RUN_STATE_PAUSED)) {
-        vm_start();
-    }
-}
-
-typedef struct DoubtSettled {
-    int ret;
-} DoubtSettled;
-
-static void doubt_settled_bh(void *opaque)
-{
-    g_autofree DoubtSettled *settled = opaque;
-
-    qemu_thread_join(&split.doubt_thread);
-    trace_split_migration_settle(settled->ret);
-    if (settled->ret == -ECANCELED) {
-        take_back("the migration broke during the handover, and the VM was "
-                  "taken back by force");
-    } else if (!settled->ret) {
-        take_back("the migration broke during the handover; the VM runs here");
-    } else {
-        g_clear_pointer(&split.in_doubt, g_free);
-        split_end(SPLIT_PHASE_COMPLETED, NULL);
-        if (runstate_check(RUN_STATE_PAUSED)) {
-            runstate_set(RUN_STATE_POSTMIGRATE);
-        }
-    }
-}
-
-static void *doubt_thread(void *opaque)
-{
-    DoubtSettled *settled = g_new0(DoubtSettled, 1);
-    KsError err = {};
-
-    do {
-        if (!qemu_sem_timedwait(&split.doubt_over, ASK_AGAIN_MS)) {
-            settled->ret = -ECANCELED;
-            break;
-        }
-        settled->ret = ks_split_settle(split.job, &err);
-    } while (settled->ret && settled->ret != -EALREADY);
-    aio_bh_schedule_oneshot(qemu_get_aio_context(), doubt_settled_bh, settled);
-    return NULL;
-}
-
-static void begin_doubt(void)
-{
-    set_phase(SPLIT_PHASE_IN_DOUBT, split.in_doubt);
-    while (!qemu_sem_timedwait(&split.doubt_over, 0)) {
-        /* left over from an earlier doubt */
-    }
-    qemu_thread_create(&split.doubt_thread, "split-doubt", doubt_thread, NULL,
-                       QEMU_THREAD_JOINABLE);
-}
-
-void qmp_migrate_split_take_back(Error **errp)
-{
-    if (!split.in_doubt || split.phase != SPLIT_PHASE_IN_DOUBT) {
-        error_setg(errp, "there is no doubt about who owns this VM: see "
-                   "query-migrate-split");
-        return;
-    }
-    qemu_sem_post(&split.doubt_over);
 }
 
 static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
@@ -667,7 +217,7 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
     SplitPhase phase = SPLIT_PHASE_FAILED;
     g_autofree char *error = NULL;
 
-    if (!split.job || split.phase == SPLIT_PHASE_CONNECTING ||
+    if (!split_job.ks || split_job.phase == SPLIT_PHASE_CONNECTING ||
         event->type == MIG_EVENT_PRECOPY_SETUP) {
         return 0;
     }
@@ -681,26 +231,9 @@ static int split_notify(NotifierWithReturn *n, MigrationEvent *event,
             error = g_strdup(error_get_pretty(s->error));
         }
     }
-    if (split.in_doubt) {
-        begin_doubt();
-        return 0;
+    if (!split_handover_over(phase, &error)) {
+        split_job_end(phase, error);
     }
-    WITH_QEMU_LOCK_GUARD(&split_job_lock) {
-        if (split.refusal && phase == SPLIT_PHASE_FAILED) {
-            /* What the stream broke with is only what follows from it. */
-            g_free(error);
-            error = g_strdup_printf("the destination refused the VM: %s",
-                                    split.refusal);
-            g_clear_pointer(&split.diagnosis, g_free);
-        }
-    }
-    if (error && split.diagnosis && strcmp(error, split.diagnosis)) {
-        char *both = g_strdup_printf("%s: %s", error, split.diagnosis);
-
-        g_free(error);
-        error = both;
-    }
-    split_end(phase, error);
     return 0;
 }
 
@@ -769,7 +302,7 @@ static bool start_migration(Error **errp)
     if (!split_check_options(errp)) {
         return false;
     }
-    if (!split_layout_equal(now, split.layout)) {
+    if (!split_layout_equal(now, split_job.layout)) {
         error_setg(errp, "the VM's memory was changed while sub-hosts were "
                    "asked to reserve theirs");
         return false;
@@ -781,7 +314,7 @@ static bool start_migration(Error **errp)
     split.had_return_path = migrate_return_path();
     migrate_get_current()->capabilities[MIGRATION_CAPABILITY_RETURN_PATH] =
         true;
-    set_phase(SPLIT_PHASE_ACTIVE, NULL);
+    split_job_set_phase(SPLIT_PHASE_ACTIVE, NULL);
     trace_split_migration_start(split.uri);
     qmp_migrate(split.uri, false, NULL, false, false, false, false, errp);
     return !*errp;
@@ -797,15 +330,15 @@ static void opened_bh(void *opaque)
         access_tracker_put(open->tracker);
     }
     if (split.cancelled) {
-        split_end(SPLIT_PHASE_CANCELLED, NULL);
+        split_job_end(SPLIT_PHASE_CANCELLED, NULL);
     } else if (open->ret < 0) {
-        split_end(open->ret == -ECANCELED ? SPLIT_PHASE_CANCELLED :
+        split_job_end(open->ret == -ECANCELED ? SPLIT_PHASE_CANCELLED :
                   SPLIT_PHASE_FAILED, open->err.message);
         error_report("migrate-split: %s", open->err.message);
     } else if (!start_migration(&local_err)) {
         /* The notifier may have ended the job already. */
-        if (split.job) {
-            split_end(SPLIT_PHASE_FAILED, error_get_pretty(local_err));
+        if (split_job.ks) {
+            split_job_end(SPLIT_PHASE_FAILED, error_get_pretty(local_err));
         }
         error_reportf_err(local_err, "migrate-split: ");
     }
@@ -899,7 +432,7 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
     OpenJob *open;
     KsSplit *job;
 
-    if (split.job) {
+    if (split_job.ks) {
         error_setg(errp, "There's a split migration in progress");
         return;
     }
@@ -949,30 +482,23 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
         return;
     }
 
-    split_layout_free(split.layout);
-    split.layout = g_steal_pointer(&layout);
+    split_layout_free(split_job.layout);
+    split_job.layout = g_steal_pointer(&layout);
     g_free(split.uri);
     split.uri = g_strdup(uri);
     g_clear_pointer(&split.targets, qapi_free_SplitTargetList);
     split.policy = policy;
     split.chunk_size = chunk_size;
-    split.page_out = has_page_out ? page_out : PAGE_OUT_METHOD_AUTO;
+    split_job.page_out = has_page_out ? page_out : PAGE_OUT_METHOD_AUTO;
     split.history = config.history;
     split.cancelled = false;
     split.sub_hosts = config.sub_host_count;
-    split.handover_begun = false;
-    split.given_up = false;
-    g_clear_pointer(&split.diagnosis, g_free);
-    g_clear_pointer(&split.in_doubt, g_free);
-    g_clear_pointer(&split.refusal, g_free);
-    split.accounted_bytes = 0;
-    split.unaccounted_pages = 0;
-    split.last_block = NULL;
-    split.slowdown = 1;
+    split_handover_begin();
+    split_stream_begin();
     WITH_QEMU_LOCK_GUARD(&split_job_lock) {
-        qatomic_set(&split.job, job);
+        qatomic_set(&split_job.ks, job);
     }
-    set_phase(SPLIT_PHASE_CONNECTING, NULL);
+    split_job_set_phase(SPLIT_PHASE_CONNECTING, NULL);
     trace_split_migration_connect(config.sub_host_count, config.vm_pages);
 
     open = g_new0(OpenJob, 1);
@@ -985,15 +511,9 @@ void qmp_migrate_split(const char *uri, uint64_t main_memory,
                        QEMU_THREAD_DETACHED);
 }
 
-void split_migration_init_plan(void)
-{
-    register_savevm_live("remote-memory-plan", 0, 1, &plan_handlers, NULL);
-}
-
-void split_migration_init(void)
+void split_migration_init_job(void)
 {
     qemu_mutex_init(&split_job_lock);
-    qemu_sem_init(&split.doubt_over, 0);
-    register_savevm_live("remote-memory", 0, 1, &split_handlers, NULL);
+    split_handover_init();
     migration_add_notifier(&split_notifier, split_notify);
 }
