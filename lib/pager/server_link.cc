@@ -13,10 +13,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The session is not there: whatever the VM has on this server is lost with it.
-bool is_loss(const Error& error) {
-  return error.code == ENODATA || error.code == ENOENT || error.code == EIDRM;
-}
+// Said by attach_all() alone, so that no way to connect can fail with it.
+constexpr int kPagesLost = ENODATA;
 
 }  // namespace
 
@@ -32,7 +30,7 @@ wire::ConnectOptions ServerLink::connect_options() {
 Result<void> ServerLink::check_server(const wire::Connection& connection) {
   if (!server_id_) server_id_ = connection.server().server_id;
   if (*server_id_ == connection.server().server_id) return {};
-  return make_error(ENODATA,
+  return make_error(kPagesLost,
                     "another memory server answers at {}: it has not this VM's pages; start the "
                     "one that has them there again",
                     name_);
@@ -58,7 +56,7 @@ Result<void> ServerLink::check_pages(const wire::SessionReply& figures) const {
   const std::uint64_t stored = stored_version_.load(std::memory_order_relaxed);
   const std::uint64_t pages = config_.pages_there ? config_.pages_there() : 0;
   if (figures.last_version >= stored && figures.used_pages >= pages) return {};
-  return make_error(ENODATA,
+  return make_error(kPagesLost,
                     "memory server {} has lost pages of this VM: it has {} of {}, the newest of "
                     "version {} of {}; has it been given an older arena?",
                     name_, figures.used_pages, pages, figures.last_version, stored);
@@ -72,7 +70,10 @@ Result<ServerLink::Connections> ServerLink::attach_all(Epoch epoch) {
     Result<std::shared_ptr<wire::Connection>> connection = connect_one();
     if (!connection) return connection.error();
     *to = std::move(*connection);
-    return (*to)->attach(config_.session, epoch);
+    Result<wire::SessionInfo> info = (*to)->attach(config_.session, epoch);
+    if (info || (info.error().code != ENOENT && info.error().code != EIDRM)) return info;
+    // The session is not there: whatever the VM has on this server is lost with it.
+    return make_error(kPagesLost, "{}", info.error().message);
   };
   const Result<wire::SessionInfo> attached = attach(&connections.control);
   if (!attached) return attached.error();
@@ -289,7 +290,7 @@ void ServerLink::reconnect() {
       break;
     }
     if (connections.error().code == ECANCELED) continue;
-    if (is_loss(connections.error())) {
+    if (connections.error().code == kPagesLost) {
       lose_pages(connections.error().message);
       continue;
     }

@@ -144,6 +144,12 @@ TEST(PagerMemserver, ARestartWithTheArenaKeptIsSurvived) {
   }
   running.reset();
   EXPECT_EQ(rig.event(0).state, LinkState::kLost);
+  // A socket that is not there is no lost session, though both say ENOENT.
+  EXPECT_TRUE(eventually([&] {
+    return rig.pager().stats().servers[0].error.find("No such file") != std::string::npos;
+  }));
+  EXPECT_FALSE(rig.pager().stats().servers[0].pages_lost);
+  EXPECT_EQ(rig.events(), 1U);
   running = std::make_unique<RunningServer>(server);
   EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
   for (int round = 0; round < 2; round++) {
