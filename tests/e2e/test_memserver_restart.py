@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kintsugi.memserver import START_S
-from kintsugi.util import MIB, PAGE_BYTES, Work, memserver_binary, poll_until
+from kintsugi.util import MIB, PAGE_BYTES, Work, memserver_binary, poll_until, stop_process
 from kintsugi.wire import Client, Status
 
 SESSION = bytes(range(16))
@@ -165,7 +165,7 @@ def test_the_operator_is_answered_without_descriptors(work: Work) -> None:
 def test_ctl_does_not_wait_for_ever(work: Work) -> None:
     process, _, control = start_alone(work)
     try:
-        process.send_signal(signal.SIGSTOP)
+        stop_process(process.pid)
         done = ctl(control, "--timeout", "1")
         assert done.returncode == 1
         assert "has not answered for 1 s" in done.stderr and "--timeout" in done.stderr

@@ -85,7 +85,7 @@ class MemServer:
 
     def freeze(self) -> None:
         """SIGSTOP: a host that hangs. Its addresses still accept connections."""
-        self.process.signal(signal.SIGSTOP)
+        self.process.stop()
 
     def thaw(self) -> None:
         """SIGCONT."""

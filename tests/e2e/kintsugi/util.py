@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +20,12 @@ PAGE_BYTES = 4096
 MIB = 1024 * 1024
 
 T = TypeVar("T")
+
+
+def stop_process(pid: int) -> None:
+    """SIGSTOP a child, and wait until it has stopped or ended: a signal is felt later than sent."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 class HarnessError(Exception):
@@ -157,6 +164,11 @@ class Process:
         """Send a signal, if it still runs."""
         if self.alive:
             self._popen.send_signal(number)
+
+    def stop(self) -> None:
+        """SIGSTOP, if it still runs: no thread of it runs when this returns."""
+        if self.alive:
+            stop_process(self._popen.pid)
 
     def wait(self, seconds: float) -> int:
         """Wait for its end and return its exit status."""
