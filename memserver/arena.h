@@ -22,6 +22,7 @@
 // may be called from any thread; slots and records belong to the session that holds them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -29,6 +30,7 @@
 #include <optional>
 #include <string>
 
+#include "base/memory_limit.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "handover/record.h"
@@ -45,7 +47,10 @@ struct ArenaOptions {
   std::uint32_t max_tag_bytes = wire::kMaxTagBytes;
   std::uint32_t max_sessions = 1024;
   bool prefault = false;  // take all memory at start
-  std::string boot_id;    // of tests; empty: the machine's
+  Bytes other_memory;     // that the server may need besides, at most: for a warning
+  std::string boot_id;    // of tests; empty: what is in boot_id_file
+  std::string boot_id_file = "/proc/sys/kernel/random/boot_id";
+  std::optional<MemoryLimit> limit;  // of tests; without: what memory_limit() says
 };
 
 // The system calls that can fail while a server runs, so that tests can make them fail.
@@ -94,8 +99,8 @@ static_assert(sizeof(SlotMeta) == 32);
 class Arena {
  public:
   // Slots beyond what sessions can reserve: Puts are received into them.
-  static constexpr std::uint32_t kSpareSlots = 1024;
-  // Of these, kept for publishing when all others are in flight; more than there are threads.
+  static constexpr std::uint32_t kSpareSlots = 4096;
+  // Of these, never in flight: for publishing what had to be received elsewhere, a page a thread.
   static constexpr std::uint32_t kEmergencySlots = 128;
   static constexpr std::size_t kExtentBytes = SlotAllocator::kExtentSlots * kPageSize;
   static constexpr std::uint64_t kMaxCapacityPages = (std::uint64_t{1} << 32) - (1U << 20);
@@ -108,22 +113,32 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   [[nodiscard]] PageCount capacity() const { return capacity_; }
+  // What the page tables of all sessions may take: enough for VMs of 32 times the capacity that
+  // have pages here from all over.
+  [[nodiscard]] PageCount max_table_pages() const {
+    return PageCount{capacity_.value / 32 + (std::uint64_t{64} << 20 >> kPageShift)};
+  }
   [[nodiscard]] const std::array<std::uint8_t, 16>& server_id() const;
   [[nodiscard]] std::uint32_t max_tag_bytes() const { return max_tag_bytes_; }
   [[nodiscard]] std::uint32_t max_sessions() const { return max_sessions_; }
   [[nodiscard]] SessionRecord& record(std::uint32_t index) { return records_[index]; }
   // The file or memfd; -1 without. To be handed on, not to be closed.
   [[nodiscard]] int fd() const { return fd_; }
+  // Whether it is a file with a name, so that the pages outlive the process whoever started it.
+  [[nodiscard]] bool in_file() const { return !path_.empty(); }
   // Whether it had been somebody else's before.
   [[nodiscard]] bool recovered() const { return recovered_; }
   // Bytes of page memory that the arena holds now.
   [[nodiscard]] Bytes populated() const;
   [[nodiscard]] std::uint64_t free_slots() const { return allocator_->free_slots(); }
 
-  // For receiving a Put: leaves the emergency slots alone, may give fewer than asked.
-  std::uint32_t allocate(std::span<SlotIndex> out, AllocationHint* hint) {
-    return allocator_->allocate(out, kEmergencySlots, hint);
-  }
+  // Slots to receive a Put into, in flight from now on. No more are than there are spare ones, so
+  // that a page for which capacity is reserved has a slot whatever others have in flight. False,
+  // and none is taken, when too many are, or when the machine is out of memory.
+  bool allocate_in_flight(std::span<SlotIndex> out, AllocationHint* hint);
+  // As many are published by now, or free again.
+  void landed(std::size_t slots) { in_flight_.fetch_sub(slots); }
+  [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(); }
   // For publishing: false only when the machine is out of memory.
   bool allocate_emergency(SlotIndex* out, AllocationHint* hint) {
     return allocator_->allocate({out, 1}, 0, hint) == 1;
@@ -153,8 +168,9 @@ class Arena {
   Result<void> map(const ArenaOptions& options);
   Result<void> map_anonymous(const ArenaOptions& options);
   Result<void> map_handed_over(const ArenaOptions& options);
-  [[nodiscard]] Result<void> check_limit() const;
+  [[nodiscard]] Result<void> check_limit(const ArenaOptions& options) const;
   Result<void> map_file(const ArenaOptions& options);
+  Result<void> map_open_file(const ArenaOptions& options);
   Result<void> create_file(const ArenaOptions& options, std::uint64_t on_disk_bytes);
   Result<void> adopt_file(const ArenaOptions& options);
   void lay_out(PageCount capacity, std::uint32_t max_tag_bytes, std::uint32_t max_sessions,
@@ -183,6 +199,7 @@ class Arena {
   std::uint8_t* tags_ = nullptr;
   std::uint8_t* pages_ = nullptr;
   std::unique_ptr<SlotAllocator> allocator_;
+  std::atomic<std::uint64_t> in_flight_{0};
 };
 
 }  // namespace kintsugi::memserver

@@ -14,15 +14,6 @@ using wire::FrameHeader;
 using wire::Op;
 using wire::Status;
 
-namespace {
-
-template <typename T>
-std::span<const std::uint8_t> bytes_of(const T& value) {
-  return {reinterpret_cast<const std::uint8_t*>(&value), sizeof(value)};
-}
-
-}  // namespace
-
 Channel::Channel(Sessions* sessions, Stats* stats, Options options)
     : sessions_(sessions),
       stats_(stats),
@@ -115,15 +106,14 @@ bool Channel::process_header() {
     return true;
   }
   if (op == Op::kPut) {
-    consume(sizeof(header_));
+    take_header();
     begin_put();
     return true;
   }
   // check_header() has bound the payload of every other known op, and unknown ones go no further.
   const bool known = op >= Op::kHello && op <= Op::kReclaim;
   if (known && input_bytes() < sizeof(header_) + header_.length) return false;
-  count(stats_->requests);
-  consume(sizeof(header_));
+  take_header();
   switch (op) {
     case Op::kHello:
       handle_hello();
@@ -143,25 +133,15 @@ bool Channel::process_header() {
     case Op::kGet:
       handle_get();
       break;
-    case Op::kDiscard: {
-      if (!check_bound()) return true;
-      std::uint64_t discarded = 0;
-      const Status status =
-          session_->discard(epoch_, header_.page, header_.count, header_.version, &discarded);
-      count(stats_->pages_discarded, discarded);
-      status == Status::kOk ? reply(status, epoch_) : refuse(status);
+    case Op::kDiscard:
+      handle_discard();
       break;
-    }
     case Op::kDrop:
       handle_drop();
       return true;  // the session may be gone; a Drop has no payload
-    case Op::kStat: {
-      if (!check_bound()) return true;
-      const BindAnswer answer = session_->stat(epoch_);
-      answer.status == Status::kOk ? reply(Status::kOk, answer.epoch, bytes_of(answer.figures))
-                                   : refuse(answer.status);
+    case Op::kStat:
+      handle_stat();
       break;
-    }
     case Op::kPut:
       break;
     default:
@@ -170,6 +150,12 @@ bool Channel::process_header() {
   }
   if (state_ != State::kClosing) consume(header_.length);
   return true;
+}
+
+void Channel::take_header() {
+  count(stats_->requests);
+  requests_++;
+  consume(sizeof(header_));
 }
 
 bool Channel::process_skip() {
@@ -194,176 +180,6 @@ bool Channel::process_put() {
   return true;
 }
 
-// ---- Binding ------------------------------------------------------------------------------------
-
-void Channel::handle_hello() {
-  wire::HelloRequest hello;
-  std::memcpy(&hello, input(), sizeof(hello));
-  wire::HelloReply answer;
-  answer.version = answer.min_version = wire::kVersion;
-  const std::uint64_t capacity = sessions_->capacity().value;
-  answer.capacity_pages = capacity;
-  answer.free_pages = capacity - sessions_->reserved().value;
-  answer.server_id = sessions_->arena().server_id();
-  Status status = Status::kOk;
-  if (options_.refuse) {
-    status = Status::kTooMany;
-  } else if (hello.min_version > hello.max_version) {
-    status = Status::kBadRequest;
-  } else if (hello.min_version > wire::kVersion || hello.max_version < wire::kVersion) {
-    status = Status::kVersion;
-  }
-  reply(status, 0, bytes_of(answer));
-  if (status == Status::kOk) {
-    greeted_ = true;
-    return;
-  }
-  spdlog::warn("{}: refused at Hello: {}", options_.peer, wire::status_text(status));
-  state_ = State::kClosing;
-}
-
-void Channel::finish_binding(const BindAnswer& answer, std::shared_ptr<Session> session) {
-  if (answer.status != Status::kOk) {
-    refuse(answer.status, answer.status == Status::kStale ? answer.epoch : 0);
-    return;
-  }
-  unbind();
-  session_ = std::move(session);
-  epoch_ = answer.epoch;
-  tag_bytes_ = session_->tag_bytes();
-  reply(Status::kOk, epoch_, bytes_of(answer.figures));
-}
-
-void Channel::handle_open() {
-  wire::OpenRequest request;
-  std::memcpy(&request, input(), sizeof(request));
-  if (session_ && session_->check_read(epoch_) != Status::kGone) {
-    fail("Open on a connection that is bound");
-    return;
-  }
-  Sessions::Opened opened = sessions_->open(request);
-  const Status status = opened.answer.status;
-  if (status == Status::kBadRequest) {
-    fail("Open with figures out of range");
-    return;
-  }
-  if (status == Status::kOk) {
-    spdlog::info("{}: session {} of VM '{}' opened with {} of {}", options_.peer,
-                 id_text(request.session), opened.session->name(),
-                 size_text(to_bytes(PageCount{request.capacity_pages})),
-                 size_text(to_bytes(PageCount{request.vm_pages})));
-  } else {
-    spdlog::warn("{}: session {} asks for {}, refused: {}", options_.peer, id_text(request.session),
-                 size_text(to_bytes(PageCount{std::min(request.capacity_pages, kMaxVmPages)})),
-                 wire::status_text(status));
-    count(stats_->refused_opens[static_cast<std::size_t>(status)]);
-  }
-  finish_binding(opened.answer, std::move(opened.session));
-}
-
-void Channel::handle_bind(Op op) {
-  wire::BindRequest request;
-  std::memcpy(&request, input(), sizeof(request));
-  const bool dead = !session_ || session_->check_read(epoch_) == Status::kGone;
-  // A connection may be bound anew to its own session, in another epoch say.
-  if (!dead && session_->id() != request.session) {
-    fail("a connection is bound to one session only");
-    return;
-  }
-  std::shared_ptr<Session> session = sessions_->find(request.session);
-  BindAnswer answer;
-  if (!session) {
-    answer = sessions_->find_ended(request.session, header_.epoch);
-  } else if (op == Op::kAttach) {
-    answer = session->attach(header_.epoch);
-  } else if (op == Op::kClaim) {
-    answer = session->claim(header_.epoch, request.ticket);
-  } else {
-    answer = session->reclaim(header_.epoch);
-  }
-  if (op != Op::kAttach && session && header_.epoch != 0) {
-    spdlog::info("{}: {} session {} of VM '{}': {}", options_.peer,
-                 op == Op::kClaim ? "claims" : "reclaims", id_text(session->id()), session->name(),
-                 answer.status == Status::kOk ? fmt::format("epoch {}", answer.epoch)
-                                              : wire::status_text(answer.status));
-  }
-  finish_binding(answer, std::move(session));
-}
-
-void Channel::handle_ownership(Op op) {
-  wire::BindRequest request;
-  if (op == Op::kOffer) std::memcpy(&request, input(), sizeof(request));
-  if (!check_bound()) return;
-  if (op == Op::kOffer && request.session != session_->id()) {
-    fail("an Offer of another session than the connection's");
-    return;
-  }
-  const Status status =
-      op == Op::kOffer ? session_->offer(epoch_, request.ticket) : session_->commit(epoch_);
-  if (status != Status::kOk) {
-    refuse(status);
-    return;
-  }
-  spdlog::info("session {} of VM '{}' is {} in epoch {}", id_text(session_->id()), session_->name(),
-               op == Op::kOffer ? "offered" : "committed", epoch_);
-  reply(Status::kOk, epoch_);
-}
-
-void Channel::unbind() {
-  if (session_) session_->unbind(sessions_->now());
-  session_.reset();
-  tag_bytes_ = 0;
-}
-
-bool Channel::check_bound() {
-  if (!session_) {
-    fail("a request that needs a session, on a connection that is not bound");
-    return false;
-  }
-  if (header_.epoch != epoch_) {
-    fail("a request in another epoch than the connection's");
-    return false;
-  }
-  const bool pages = header_.op == static_cast<std::uint16_t>(Op::kGet) ||
-                     header_.op == static_cast<std::uint16_t>(Op::kPut) ||
-                     header_.op == static_cast<std::uint16_t>(Op::kDiscard);
-  // check_header() has seen to it that the sum does not wrap.
-  if (pages && header_.page + header_.count > session_->vm_pages()) {
-    fail("pages beyond the VM's last");
-    return false;
-  }
-  return true;
-}
-
-void Channel::handle_drop() {
-  if (!check_bound()) return;
-  const Session::Ended ended = session_->end(epoch_);
-  if (ended.status != Status::kOk) {
-    refuse(ended.status);
-    return;
-  }
-  if (!ended.first) {
-    reply(Status::kOk, epoch_);
-    return;
-  }
-  spdlog::info("{}: session {} of VM '{}' dropped", options_.peer, id_text(session_->id()),
-               session_->name());
-  state_ = State::kWaiting;
-  auto work = [sessions = sessions_, session = session_] { sessions->free_ended(session); };
-  auto done = [this] {
-    state_ = State::kHeader;
-    reply(Status::kOk, epoch_);
-    process();
-  };
-  if (options_.offload) {
-    options_.offload(std::move(work), std::move(done));
-    return;
-  }
-  work();
-  state_ = State::kHeader;
-  reply(Status::kOk, epoch_);
-}
-
 // ---- Pages --------------------------------------------------------------------------------------
 
 void Channel::handle_get() {
@@ -384,6 +200,15 @@ void Channel::handle_get() {
   pending_.append(sizeof(head) + answer.bytes);
   count(stats_->pages_got, answer.found);
   count(stats_->pages_missing, header_.count - answer.found);
+}
+
+void Channel::handle_discard() {
+  if (!check_bound()) return;
+  std::uint64_t discarded = 0;
+  const Status status =
+      session_->discard(epoch_, header_.page, header_.count, header_.version, &discarded);
+  count(stats_->pages_discarded, discarded);
+  status == Status::kOk ? reply(status, epoch_) : refuse(status);
 }
 
 std::size_t Channel::put_page_bytes() const {
@@ -410,7 +235,6 @@ std::span<std::uint8_t> Channel::put_target(std::size_t offset, std::size_t limi
 }
 
 void Channel::begin_put() {
-  count(stats_->requests);
   if (!check_bound()) return;
   const Status status = session_->check_write(epoch_);
   payload_done_ = 0;
@@ -423,14 +247,14 @@ void Channel::begin_put() {
     put_tags_.reset(new std::uint8_t[std::size_t{wire::kMaxPagesPerFrame} * wire::kMaxTagBytes]);
   }
   const std::uint32_t pages = wire::put_pages(header_);
-  slots_held_ = sessions_->arena().allocate({slots_.data(), pages}, &hint_);
-  state_ = State::kPutSlots;
-  if (slots_held_ < pages) {
-    drop_put();
-    count(stats_->bounced_puts);
-    bounce_.reset(new std::uint8_t[put_page_bytes()]);
-    state_ = State::kPutBounce;
+  if (sessions_->arena().allocate_in_flight({slots_.data(), pages}, &hint_)) {
+    slots_held_ = slots_in_flight_ = pages;
+    state_ = State::kPutSlots;
+    return;
   }
+  count(stats_->bounced_puts);
+  bounce_.reset(new std::uint8_t[put_page_bytes()]);
+  state_ = State::kPutBounce;
 }
 
 void Channel::finish_put() {
@@ -462,7 +286,8 @@ void Channel::finish_put() {
 
 void Channel::drop_put() {
   sessions_->arena().free({slots_.data(), slots_held_});
-  slots_held_ = 0;
+  sessions_->arena().landed(slots_in_flight_);
+  slots_held_ = slots_in_flight_ = 0;
   bounce_.reset();
 }
 

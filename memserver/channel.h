@@ -9,6 +9,9 @@
 // Bounds: kReceiveBytes of input, kOutputLimit plus one reply of output twice (one being filled,
 // one being sent), one frame of payload; while more output than kOutputLimit waits, it takes no
 // input. One thread at a time.
+//
+// Whatever takes input or gives output may throw std::bad_alloc. Then the channel is good for its
+// destructor only, and other connections and sessions are as they were.
 #pragma once
 
 #include <sys/uio.h>
@@ -36,6 +39,9 @@ class Channel {
  public:
   static constexpr std::size_t kReceiveBytes = std::size_t{64} << 10;
   static constexpr std::size_t kOutputLimit = std::size_t{1} << 20;
+  // What it takes at most: see above; a buffer that grows may be twice as big.
+  static constexpr std::size_t kMaxBytes =
+      kReceiveBytes + 4 * (kOutputLimit + std::size_t{wire::kMaxPayloadBytes});
   // iovecs that receive_buffers() may fill: a frame's slots and the receive buffer.
   static constexpr std::size_t kMaxIovecs = wire::kMaxPagesPerFrame + 1;
 
@@ -68,6 +74,18 @@ class Channel {
   // read and thrown away.
   [[nodiscard]] bool closing() const { return state_ == State::kClosing; }
   [[nodiscard]] bool greeted() const { return greeted_; }
+  [[nodiscard]] bool bound() const { return session_ != nullptr; }
+  // Whether the rest of a request is to come, which of them that is, and how much of it is here.
+  struct Incoming {
+    bool partial;
+    std::uint64_t request;
+    std::size_t bytes;
+  };
+  [[nodiscard]] Incoming incoming() const {
+    const bool payload =
+        state_ == State::kPutSlots || state_ == State::kPutBounce || state_ == State::kSkip;
+    return {payload || input_bytes() > 0, requests_, payload ? payload_done_ : input_bytes()};
+  }
   // Output in memory, waiting and being sent.
   [[nodiscard]] std::size_t output_bytes() const { return pending_.size() + sending_.size(); }
   [[nodiscard]] const std::string& peer() const { return options_.peer; }
@@ -88,6 +106,7 @@ class Channel {
   static constexpr std::size_t kTailBytes = sizeof(wire::FrameHeader) + kPageSize;
 
   void process();
+  void take_header();
   // Each handles what is at the front of the input; false: more input is needed, or none may be
   // handled now.
   bool process_header();
@@ -98,7 +117,9 @@ class Channel {
   void handle_open();
   void handle_bind(wire::Op op);
   void handle_ownership(wire::Op op);
+  void handle_stat();
   void handle_get();
+  void handle_discard();
   void handle_drop();
   void finish_binding(const BindAnswer& answer, std::shared_ptr<Session> session);
   // False: the request is not of a bound connection, in its epoch and within the VM; kBadRequest
@@ -132,6 +153,7 @@ class Channel {
   Stats* const stats_;
   const Options options_;
   State state_ = State::kHeader;
+  std::uint64_t requests_ = 0;  // whose header was read
   bool greeted_ = false;
   std::shared_ptr<Session> session_;
   std::uint64_t epoch_ = 0;  // of the binding
@@ -144,7 +166,8 @@ class Channel {
   wire::FrameHeader header_;      // of the request at hand
   std::size_t payload_done_ = 0;  // bytes of its payload that are where they belong
   std::array<SlotIndex, wire::kMaxPagesPerFrame> slots_{};
-  std::size_t slots_held_ = 0;
+  std::size_t slots_held_ = 0;       // of these, not published
+  std::size_t slots_in_flight_ = 0;  // as the arena counts them
   AllocationHint hint_;
   std::unique_ptr<std::uint8_t[]> put_tags_;  // of a Put in flight; with the first that has some
   std::unique_ptr<std::uint8_t[]> bounce_;    // only while it is needed

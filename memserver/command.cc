@@ -186,7 +186,7 @@ void run_until_told(Server* server, int signal_fd) {
 }
 
 int run_server(ServerOptions options) {
-  if (options.arena.path.empty() && has_fd_store()) {
+  if (has_fd_store()) {
     options.arena.memfd = true;
     options.arena.fd = arena_from_fd_store();
     options.keep_arena = arena_to_fd_store;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "memserver/control.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -11,9 +10,9 @@
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "base/types.h"
+#include "memserver/run_task.h"
 #include "memserver/text.h"
 
 namespace kintsugi::memserver {
@@ -101,7 +100,6 @@ ControlSocket::ControlSocket(std::unique_ptr<Listener> listener, CollectFigures 
       collect_(std::move(collect)),
       drop_(std::move(drop)),
       stop_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      spare_fd_(open("/dev/null", O_RDONLY | O_CLOEXEC)),
       thread_([this] { run(); }) {}
 
 ControlSocket::~ControlSocket() {
@@ -109,7 +107,6 @@ ControlSocket::~ControlSocket() {
   [[maybe_unused]] const ssize_t n = write(stop_fd_, &one, sizeof(one));
   thread_.join();
   close(stop_fd_);
-  if (spare_fd_ >= 0) close(spare_fd_);
 }
 
 bool ControlSocket::wait_for(int fd, short events, int timeout_ms) const {
@@ -123,17 +120,11 @@ bool ControlSocket::wait_for(int fd, short events, int timeout_ms) const {
 
 void ControlSocket::run() {
   while (wait_for(listener_->fd(), POLLIN, -1)) {
-    Listener::Accepted client = listener_->accept();
-    if (client.fd == -EMFILE || client.fd == -ENFILE) {
-      // Now is when an operator asks: one descriptor is kept for that.
-      close(std::exchange(spare_fd_, -1));
-      client = listener_->accept();
-    }
+    const Listener::Accepted client = listener_->accept();
     if (client.fd >= 0) {
-      serve(client.fd);
+      run_task([&] { serve(client.fd); });
       close(client.fd);
     }
-    if (spare_fd_ < 0) spare_fd_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
     // Whatever is short, asking again at once does not help.
     if (client.fd < 0 && client.fd != -EAGAIN) (void)wait_for(-1, 0, kPauseMs);
   }

@@ -55,7 +55,6 @@ class ControlSocket {
   const CollectFigures collect_;
   const DropSession drop_;
   int stop_fd_;
-  int spare_fd_;  // the thread's: given up to serve a client when there is no other
   std::thread thread_;
 };
 

@@ -66,6 +66,9 @@ class EpollLoop final : public EventLoop {
   }
 
   std::unique_ptr<LoopSocket> adopt(int fd, SocketHandler* handler) override {
+    // What receive() and send() need later on: they cannot fail.
+    attempts_.reserve(static_cast<std::size_t>(sockets_) + 1);
+    round_.reserve(attempts_.capacity());
     return std::make_unique<EpollSocket>(this, fd, handler);
   }
 
@@ -112,20 +115,16 @@ class EpollLoop final : public EventLoop {
  private:
   // One attempt a socket and round, so that a busy peer does not keep the others waiting.
   void attempt_all() {
-    std::vector<EpollSocket*> round;
-    round.swap(attempts_);
-    for (EpollSocket* socket : round) socket->queued_ = false;
-    for (EpollSocket* socket : round) socket->attempt();
-    if (attempts_.empty()) {  // keep the memory
-      round.clear();
-      attempts_.swap(round);
-    }
+    round_.swap(attempts_);
+    for (EpollSocket* socket : round_) socket->queued_ = false;
+    for (EpollSocket* socket : round_) socket->attempt();
+    round_.clear();
   }
 
   int fd_;
   int sockets_ = 0;
   TaskQueue tasks_;
-  std::vector<EpollSocket*> attempts_;
+  std::vector<EpollSocket*> attempts_, round_;
 };
 
 EpollSocket::EpollSocket(EpollLoop* loop, int fd, SocketHandler* handler)

@@ -39,6 +39,7 @@ int arena_from_fd_store() {
 
 bool arena_to_fd_store(int fd) {
   sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", kName);
+  if (fd < 0) return true;
   const std::string state = fmt::format("FDSTORE=1\nFDNAME={}", kName);
   const int sent = sd_pid_notify_with_fds(0, 0, state.c_str(), &fd, 1);
   if (sent > 0) return true;

@@ -10,7 +10,8 @@ namespace kintsugi::memserver {
 [[nodiscard]] bool has_fd_store();
 // The arena that the process before us left there; -1 without.
 [[nodiscard]] int arena_from_fd_store();
-// Leaves the arena there, in place of whatever was. False: it cannot be kept, the log says why.
+// Leaves the arena there, in place of whatever was; -1: nothing. False: it cannot be kept, the log
+// says why.
 bool arena_to_fd_store(int fd);
 
 }  // namespace kintsugi::memserver

@@ -8,6 +8,7 @@
 #include <exception>
 
 #include "base/types.h"
+#include "memserver/run_task.h"
 #include "wire/protocol.h"
 
 namespace kintsugi::memserver {
@@ -22,6 +23,13 @@ class Collector final : public prometheus::Collectable {
   explicit Collector(CollectFigures collect) : collect_(std::move(collect)) {}
 
   [[nodiscard]] std::vector<MetricFamily> Collect() const override {
+    std::vector<MetricFamily> families;
+    run_task([&] { families = families_now(); });
+    return families;
+  }
+
+ private:
+  [[nodiscard]] std::vector<MetricFamily> families_now() const {
     const ServerFigures f = collect_();
     std::vector<MetricFamily> families;
     const auto add = [&](const char* name, const char* help, MetricType type, std::uint64_t value) {
@@ -67,7 +75,6 @@ class Collector final : public prometheus::Collectable {
     return families;
   }
 
- private:
   static ClientMetric metric(MetricType type, std::uint64_t value) {
     ClientMetric m;
     (type == MetricType::Gauge ? m.gauge.value : m.counter.value) = static_cast<double>(value);

@@ -4,7 +4,8 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include <vector>
+#include <new>
+#include <utility>
 
 #include "memserver/text.h"
 
@@ -17,7 +18,21 @@ void Peer::start(int fd, Channel::Options options, TimePoint now) {
   pump();
 }
 
+template <typename Step>
+void Peer::guarded(Step step) {
+  try {
+    step();
+  } catch (const std::bad_alloc&) {
+    spdlog::error("{}: no memory for its requests: connection closed", channel_->peer());
+    close();
+  }
+}
+
 void Peer::pump() {
+  guarded([this] { go_on(); });
+}
+
+void Peer::go_on() {
   if (!closed_ && !sending_) {
     if (const std::span<const std::uint8_t> out = channel_->take_output(); !out.empty()) {
       send_iov_ = {const_cast<std::uint8_t*>(out.data()), out.size()};
@@ -52,8 +67,33 @@ void Peer::close() {
   pump();
 }
 
+bool Peer::Progress::stuck(bool waiting, std::uint64_t now_part, std::uint64_t now_bytes,
+                           TimePoint now) {
+  if (waiting && part == now_part && now_bytes < bytes + kProgressBytes) {
+    return now - since > kProgressTimeout;
+  }
+  *this = {now_part, now_bytes, now};
+  return false;
+}
+
+std::optional<TimePoint> Peer::idle_since(TimePoint now) const {
+  const bool idle = !closed_ && channel_->greeted() && !channel_->bound() && !channel_->closing();
+  if (!idle || now - started_ <= kIdleBeforeGone) return std::nullopt;
+  return started_;
+}
+
 void Peer::check_timeouts(TimePoint now) {
   if (closed_) return;
+  const Channel::Incoming in = channel_->incoming();
+  const bool stuck_in = incoming_.stuck(in.partial && receiving_, in.request, in.bytes, now);
+  const bool stuck_out = outgoing_.stuck(sending_, 0, sent_bytes_, now);
+  if (stuck_in || stuck_out) {
+    spdlog::warn("{}: {} for {} s: connection closed", channel_->peer(),
+                 stuck_in ? "the rest of a request has not come" : "answers were not read",
+                 kProgressTimeout.count());
+    close();
+    return;
+  }
   if (!channel_->greeted() && now - started_ > kHelloTimeout) {
     spdlog::warn("{}: no Hello within {} s: connection closed", channel_->peer(),
                  kHelloTimeout.count());
@@ -72,8 +112,10 @@ void Peer::on_received(int result) {
     close();
     return;
   }
-  channel_->received(static_cast<std::size_t>(result));
-  pump();
+  guarded([&] {
+    channel_->received(static_cast<std::size_t>(result));
+    go_on();
+  });
 }
 
 void Peer::on_sent(int result) {
@@ -84,6 +126,7 @@ void Peer::on_sent(int result) {
     return;
   }
   const auto sent = static_cast<std::size_t>(result);
+  sent_bytes_ += sent;
   if (sent < send_iov_.iov_len && !closed_) {
     send_iov_ = {static_cast<std::uint8_t*>(send_iov_.iov_base) + sent, send_iov_.iov_len - sent};
     sending_ = true;
@@ -100,44 +143,70 @@ void Peers::add(int fd, Channel::Options options) {
     count(stats_->connections_closed);
     return;
   }
-  auto peer = std::make_shared<Peer>(this);
-  peers_.emplace(peer.get(), peer);
-  if (options.offload) {
-    // The channel may be gone when the work is done.
-    options.offload = [offload = std::move(options.offload), weak = std::weak_ptr(peer)](
-                          std::function<void()> work, std::function<void()> done) {
-      offload(std::move(work), [weak, done = std::move(done)] {
-        if (const std::shared_ptr<Peer> alive = weak.lock()) {
-          done();
+  std::shared_ptr<Peer> peer;
+  try {
+    peer = std::make_shared<Peer>(this);
+    peers_.emplace(peer.get(), peer);
+    if (options.offload) {
+      // The channel may be gone when the work is done.
+      options.offload = [offload = std::move(options.offload), weak = std::weak_ptr(peer)](
+                            std::function<void()> work, std::function<void()> done) {
+        offload(std::move(work), [weak, done = std::move(done)] {
+          const std::shared_ptr<Peer> alive = weak.lock();
+          if (!alive) return;
+          alive->guarded(done);
           alive->pump();
-        }
-      });
-    };
+        });
+      };
+    }
+    peer->start(fd, std::move(options), sessions_->now());
+  } catch (const std::bad_alloc&) {
+    spdlog::error("no memory for another connection: closed");
+    if (peer) peers_.erase(peer.get());
+    if (!peer || !peer->socket_) ::close(fd);
+    count(stats_->connections_closed);
   }
-  peer->start(fd, std::move(options), sessions_->now());
 }
 
 void Peers::close_all() {
   closing_ = true;
-  std::vector<std::shared_ptr<Peer>> all;
-  for (const auto& [address, peer] : peers_) all.push_back(peer);
-  for (const std::shared_ptr<Peer>& peer : all) peer->close();
+  for (auto at = peers_.begin(); at != peers_.end();) (at++)->second->close();
 }
 
 void Peers::check_timeouts() {
+  bury();
   const TimePoint now = sessions_->now();
-  std::vector<std::shared_ptr<Peer>> all;
-  for (const auto& [address, peer] : peers_) all.push_back(peer);
-  for (const std::shared_ptr<Peer>& peer : all) peer->check_timeouts(now);
+  for (auto at = peers_.begin(); at != peers_.end();) (at++)->second->check_timeouts(now);
+}
+
+void Peers::close_idle() {
+  const TimePoint now = sessions_->now();
+  Peer* oldest = nullptr;
+  for (const auto& [address, peer] : peers_) {
+    const std::optional<TimePoint> since = peer->idle_since(now);
+    if (since && (!oldest || *since < *oldest->idle_since(now))) oldest = address;
+  }
+  if (!oldest) return;
+  spdlog::warn("{}: without a session while others wait: connection closed",
+               oldest->channel().peer());
+  oldest->close();
 }
 
 void Peers::remove(Peer* peer) {
   const auto at = peers_.find(peer);
   if (at == peers_.end()) return;
-  // Not here: we are inside one of its own calls.
-  loop_->post([gone = std::move(at->second)] {});
+  peer->next_gone_ = std::exchange(gone_, std::move(at->second));
   peers_.erase(at);
   count(stats_->connections_closed);
+  try {
+    loop_->post([this] { bury(); });
+  } catch (const std::bad_alloc&) {
+    // Then with the next check_timeouts().
+  }
+}
+
+void Peers::bury() {
+  while (gone_) gone_ = std::move(gone_->next_gone_);
 }
 
 }  // namespace kintsugi::memserver

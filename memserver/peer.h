@@ -5,6 +5,7 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 
 #include "memserver/channel.h"
@@ -19,6 +20,12 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   // A client must have said Hello by then, and one that was told to go must be gone.
   static constexpr std::chrono::seconds kHelloTimeout{10};
   static constexpr std::chrono::seconds kLingerTimeout{2};
+  // Of a request that has begun to come, and of answers that wait to be read, so much must move in
+  // this time: else the client hangs, and holds slots and memory that others need.
+  static constexpr std::chrono::seconds kProgressTimeout{30};
+  static constexpr std::size_t kProgressBytes = std::size_t{64} << 10;
+  // Before that a connection may be about to be bound.
+  static constexpr std::chrono::seconds kIdleBeforeGone{10};
 
   explicit Peer(Peers* peers) : peers_(peers) {}
   void start(int fd, Channel::Options options, TimePoint now);
@@ -26,6 +33,9 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   void pump();
   void close();
   void check_timeouts(TimePoint now);
+  // When it has connected, if it may have to make room for others: it has said Hello long ago, and
+  // has no session.
+  [[nodiscard]] std::optional<TimePoint> idle_since(TimePoint now) const;
 
   void on_received(int result) override;
   void on_sent(int result) override;
@@ -33,7 +43,22 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   [[nodiscard]] Channel& channel() { return *channel_; }
 
  private:
+  friend class Peers;
   void begin_linger();
+  void go_on();
+  // Does `step`; without memory for it this connection ends, and no other.
+  template <typename Step>
+  void guarded(Step step);
+
+  // What must not stand still.
+  struct Progress {
+    std::uint64_t part = 0;  // which request
+    std::uint64_t bytes = 0;
+    TimePoint since;
+    // Whether nothing has happened for kProgressTimeout.
+    [[nodiscard]] bool stuck(bool waiting, std::uint64_t now_part, std::uint64_t now_bytes,
+                             TimePoint now);
+  };
 
   Peers* const peers_;
   std::unique_ptr<LoopSocket> socket_;
@@ -44,8 +69,11 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   bool closed_ = false;     // shut down; gone when nothing is under way
   bool lingering_ = false;  // all is said, waiting for the peer to hang up
   TimePoint linger_since_;
+  Progress incoming_, outgoing_;
+  std::uint64_t sent_bytes_ = 0;
   std::array<iovec, Channel::kMaxIovecs> receive_iov_;
   iovec send_iov_{};
+  std::shared_ptr<Peer> next_gone_;
 };
 
 // The connections of one loop. In the loop's thread, but for construction.
@@ -57,6 +85,8 @@ class Peers {
   void add(int fd, Channel::Options options);
   void close_all();
   void check_timeouts();
+  // Closes the connection that has been without a session for longest, if there is one.
+  void close_idle();
   // When nothing is under way on it.
   void remove(Peer* peer);
 
@@ -68,7 +98,11 @@ class Peers {
   EventLoop* const loop_;
   Sessions* const sessions_;
   Stats* const stats_;
+  // Deletes what remove() took: not from within its own calls.
+  void bury();
+
   bool closing_ = false;
+  std::shared_ptr<Peer> gone_;  // a list
   std::unordered_map<Peer*, std::shared_ptr<Peer>> peers_;
 };
 

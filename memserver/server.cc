@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "memserver/run_task.h"
 #include "memserver/text.h"
 
 namespace kintsugi::memserver {
@@ -30,24 +31,26 @@ Result<void> Server::begin(Stage* stage) {
   if (options_.listen.empty()) {
     return make_error(EINVAL, "no address to listen on: give --listen tcp:0.0.0.0:7070, say");
   }
-  // Connections are bounded by --max-connections; files need not be.
-  rlimit files{};
-  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
-    files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1U << 20);
-    setrlimit(RLIMIT_NOFILE, &files);
-  }
+  if (Result<void> r = bound_connections(); !r) return r;
   // Listening first: two servers by mistake on one address must not meet in the arena.
   if (Result<void> r = begin_listeners(); !r) return r;
   *stage = Stage::kArena;
-  Result<std::unique_ptr<Arena>> arena = Arena::open(options_.arena);
+  ArenaOptions arena_options = options_.arena;
+  arena_options.other_memory =
+      Bytes{std::uint64_t{max_connections_} * Channel::kMaxBytes + kProcessBytes};
+  Result<std::unique_ptr<Arena>> arena = Arena::open(arena_options);
   if (!arena) return arena.error();
   arena_ = std::move(*arena);
-  if (options_.keep_arena && arena_->fd() >= 0 && !arena_->recovered()) {
-    arena_kept_ = options_.keep_arena(arena_->fd());
+  if (arena_->in_file()) {
+    arena_kept_ = Kept::kInFile;
+    if (options_.keep_arena) options_.keep_arena(-1);
+  } else if (options_.keep_arena && (arena_->recovered() || options_.keep_arena(arena_->fd()))) {
+    arena_kept_ = Kept::kByManager;
   }
-  arena_kept_ = arena_kept_ || arena_->recovered() || !options_.arena.path.empty();
+  SessionLimits limits = options_.limits;
+  limits.uncommitted_connections = max_connections_ - max_connections_ / 4;
   Result<std::unique_ptr<Sessions>> sessions =
-      Sessions::create(arena_.get(), options_.limits, options_.clock);
+      Sessions::create(arena_.get(), limits, options_.clock);
   if (!sessions) return sessions.error();
   sessions_ = std::move(*sessions);
   *stage = Stage::kRest;
@@ -70,6 +73,35 @@ Result<void> Server::begin(Stage* stage) {
   *stage = Stage::kRest;
   if (Result<void> r = write_port_file(); !r) return r;
   if (!options_.port_file.empty()) port_file_ = OwnedPath(options_.port_file);
+  return {};
+}
+
+// With as many connections as it takes, descriptors are left: for files, and for the operator, who
+// asks just then.
+Result<void> Server::bound_connections() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return {};
+  if (files.rlim_cur < files.rlim_max) {
+    files.rlim_cur = std::min<rlim_t>(files.rlim_max, 1U << 20);
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  constexpr rlim_t kOurs = 64;
+  if (files.rlim_cur < kOurs + kRefusable + 8) {
+    return make_error(EMFILE,
+                      "this process may have {} descriptors, too few to serve: raise the limit "
+                      "(LimitNOFILE, ulimit -n) to {} for --max-connections {}",
+                      files.rlim_cur, kOurs + kRefusable + options_.max_connections,
+                      options_.max_connections);
+  }
+  max_connections_ = static_cast<unsigned>(
+      std::min<rlim_t>(options_.max_connections, files.rlim_cur - kOurs - kRefusable));
+  if (max_connections_ < options_.max_connections) {
+    spdlog::warn(
+        "takes {} connections at once: this process may have {} descriptors; raise the limit "
+        "(LimitNOFILE, ulimit -n) to {} for --max-connections {}",
+        max_connections_, files.rlim_cur, kOurs + kRefusable + options_.max_connections,
+        options_.max_connections);
+  }
   return {};
 }
 
@@ -161,23 +193,26 @@ void Server::run(int stop_fd) {
   for (const std::unique_ptr<Listener>& listener : listeners_) {
     fds.push_back({listener->fd(), POLLIN, 0});
   }
-  auto next_tick = std::chrono::steady_clock::now() + kTick;
+  // It may be called again after each signal, however often they come.
+  if (next_tick_ == TimePoint{}) next_tick_ = std::chrono::steady_clock::now() + kTick;
   bool paused = false;
   for (;;) {
     const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(next_tick - std::chrono::steady_clock::now());
+        std::chrono::ceil<std::chrono::milliseconds>(next_tick_ - std::chrono::steady_clock::now());
     // While paused only the end and the next tick count.
     const int n = poll(fds.data(), paused ? 1 : fds.size(),
                        static_cast<int>(std::max<std::int64_t>(left.count(), 0)));
-    if (n > 0 && fds[0].revents != 0) return;
-    if (std::chrono::steady_clock::now() >= next_tick) {
-      tick();
-      next_tick = std::chrono::steady_clock::now() + kTick;
+    if (std::chrono::steady_clock::now() >= next_tick_) {
+      run_task([this] { tick(); });
+      next_tick_ = std::chrono::steady_clock::now() + kTick;
       paused = false;
     }
+    if (n > 0 && fds[0].revents != 0) return;
     if (n <= 0 || paused) continue;
     for (std::size_t i = 0; i < listeners_.size() && !paused; i++) {
-      if (fds[i + 1].revents != 0) paused = !accept_from(*listeners_[i]);
+      if (fds[i + 1].revents == 0) continue;
+      paused = true;  // without memory, say
+      run_task([&] { paused = !accept_from(*listeners_[i]); });
     }
   }
 }
@@ -196,27 +231,36 @@ bool Server::accept_from(const Listener& listener) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     open += read(worker->stats.connections_accepted) - read(worker->stats.connections_closed);
   }
-  if (open >= options_.max_connections + kRefusable) {
+  if (open >= max_connections_ + kRefusable) {
     spdlog::warn("{}: closed: {} connections are open", accepted.peer, open);
     close(accepted.fd);
     return true;
   }
   spdlog::debug("{}: connected", accepted.peer);
   Worker* worker = workers_[next_worker_++ % workers_.size()].get();
+  const bool refuse = open >= max_connections_;
+  // Who asks again finds room, unless all are in use.
+  if (refuse) worker->loop->post([worker] { worker->peers->close_idle(); });
   // Counted here, not in the loop, so that a burst of connections cannot slip past the bound.
   count(worker->stats.connections_accepted);
   Channel::Options options;
   options.peer = std::move(accepted.peer);
-  options.refuse = open >= options_.max_connections;
+  options.refuse = refuse;
   options.offload = [this, worker](std::function<void()> work, std::function<void()> done) {
     slow_tasks_->post([worker, work = std::move(work), done = std::move(done)] {
       work();
       worker->loop->post(done);
     });
   };
-  worker->loop->post([worker, fd = accepted.fd, options = std::move(options)]() mutable {
-    worker->peers->add(fd, std::move(options));
-  });
+  try {
+    worker->loop->post([worker, fd = accepted.fd, options = std::move(options)]() mutable {
+      worker->peers->add(fd, std::move(options));
+    });
+  } catch (const std::bad_alloc&) {
+    close(accepted.fd);
+    count(worker->stats.connections_closed);
+    throw;
+  }
   return true;
 }
 
@@ -249,12 +293,22 @@ void Server::tell_of_stop() {
     const Session::Figures f = session->figures();
     if (f.ended) continue;
     const std::string size = size_text(to_bytes(PageCount{f.used_pages}));
-    if (arena_kept_) {
-      spdlog::warn("VM '{}' ({}) waits until this server is started again: its {} are kept",
-                   session->name(), id_text(session->id()), size);
-    } else {
-      spdlog::error("VM '{}' ({}) loses {}: they end with this process; see --arena",
-                    session->name(), id_text(session->id()), size);
+    switch (arena_kept_) {
+      case Kept::kInFile:
+        spdlog::warn("VM '{}' ({}) waits until this server is started again: its {} are kept in {}",
+                     session->name(), id_text(session->id()), size, options_.arena.path);
+        break;
+      case Kept::kByManager:
+        spdlog::warn(
+            "VM '{}' ({}) waits until this server is started again: its {} are left with the "
+            "service manager, which keeps them for a restart; for a stop, systemd 254 or later "
+            "does",
+            session->name(), id_text(session->id()), size);
+        break;
+      case Kept::kNowhere:
+        spdlog::error("VM '{}' ({}) loses {}: they end with this process; see --arena",
+                      session->name(), id_text(session->id()), size);
+        break;
     }
   }
 }

@@ -37,7 +37,8 @@ struct ServerOptions {
   std::string metrics;    // HOST:PORT; empty: none
   std::string control;    // path; empty: none
   std::string port_file;  // path; empty: none
-  // Leaves the descriptor of a new arena with somebody who keeps it; whether that worked.
+  // Leaves an arena's descriptor with somebody who keeps it for the next process, in place of
+  // whatever was there; whether that worked. -1: nothing is to be kept. Empty: there is nobody.
   std::function<bool(int fd)> keep_arena;
   Clock clock = [] { return std::chrono::steady_clock::now(); };
 };
@@ -47,6 +48,8 @@ class Server {
   // Connections beyond max_connections that are told so; further ones are just closed.
   static constexpr unsigned kRefusable = 64;
   static constexpr unsigned kMaxThreads = 64;
+  // What the process takes besides the arena and connections, at most: code, stacks, buffers.
+  static constexpr std::uint64_t kProcessBytes = std::uint64_t{64} << 20;
 
   // What start() was at.
   enum class Stage { kListening, kArena, kRest };
@@ -80,6 +83,7 @@ class Server {
 
   explicit Server(ServerOptions options) : options_(std::move(options)) {}
   Result<void> begin(Stage* stage);
+  Result<void> bound_connections();
   Result<void> begin_loops();
   Result<void> begin_listeners();
   Result<void> write_port_file() const;
@@ -88,8 +92,11 @@ class Server {
   std::string drop(const wire::SessionId& id, bool force);
 
   const ServerOptions options_;
+  unsigned max_connections_ = 0;  // what the options and the limit on descriptors allow
+  TimePoint next_tick_{};
   std::unique_ptr<Arena> arena_;
-  bool arena_kept_ = false;  // the pages outlive the process
+  enum class Kept { kNowhere, kByManager, kInFile };
+  Kept arena_kept_ = Kept::kNowhere;  // where the pages outlive the process
   std::unique_ptr<Sessions> sessions_;
   std::vector<std::unique_ptr<Worker>> workers_;
   std::size_t next_worker_ = 0;

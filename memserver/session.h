@@ -11,6 +11,7 @@
 // Thread-safe. Sessions are shared: the table holds one reference, each bound connection another.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -133,6 +134,14 @@ class Session {
   [[nodiscard]] const std::string& arbiter() const { return arbiter_; }
   [[nodiscard]] std::uint64_t vm_pages() const { return vm_pages_; }
   [[nodiscard]] std::uint64_t capacity_pages() const { return capacity_pages_; }
+  // What its page table can take: a page of it for each page stored, or the whole of it.
+  [[nodiscard]] static std::uint64_t max_table_pages(std::uint64_t vm_pages,
+                                                     std::uint64_t capacity_pages) {
+    return std::min(vm_pages / kBlockPages + 1, capacity_pages);
+  }
+  [[nodiscard]] std::uint64_t max_table_pages() const {
+    return max_table_pages(vm_pages_, capacity_pages_);
+  }
   [[nodiscard]] std::uint32_t tag_bytes() const { return tag_bytes_; }
   [[nodiscard]] std::uint32_t record() const { return record_; }
   struct Figures {
@@ -147,7 +156,7 @@ class Session {
  private:
   // Pages that one lock hold may copy: others wait no longer than that.
   static constexpr std::uint32_t kPagesPerHold = 16;
-  // Page table entries that share one bit of touched_.
+  // Page table entries in 4 KiB, which share one bit of touched_.
   static constexpr std::uint64_t kBlockPages = 1024;
 
   [[nodiscard]] wire::Status check_read_locked(std::uint64_t epoch) const;

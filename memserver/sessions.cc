@@ -45,7 +45,6 @@ Result<std::unique_ptr<Sessions>> Sessions::create(Arena* arena, const SessionLi
 Result<void> Sessions::recover() {
   std::vector<Session*> by_record(arena_->max_sessions());
   for (std::uint32_t i = 0; i < arena_->max_sessions(); i++) {
-    if (arena_->record(i).state == kRecordTombstone) tombstones_[arena_->record(i).id] = i;
     if (arena_->record(i).state != kRecordLive) continue;
     auto session = std::make_shared<Session>(arena_, i, clock_());
     if (!session->ok()) {
@@ -55,6 +54,7 @@ Result<void> Sessions::recover() {
     by_record[i] = session.get();
     record_in_use_[i] = true;
     reserved_pages_ += session->capacity_pages();
+    table_pages_ += session->max_table_pages();
     sessions_[session->id()] = std::move(session);
   }
   arena_->recover([&](SlotIndex slot, const SlotMeta& meta) {
@@ -77,9 +77,20 @@ Sessions::Opened Sessions::open(const wire::OpenRequest& request) {
   if (const auto at = sessions_.find(request.session); at != sessions_.end()) {
     return {at->second->open(request.ticket), at->second};
   }
-  if (tombstones_.contains(request.session)) return {{Status::kExists}, nullptr};
+  if (find_tombstone_locked(request.session)) return {{Status::kExists}, nullptr};
   if (request.capacity_pages > limits_.quota.value) return {{Status::kQuota}, nullptr};
   if (request.capacity_pages > arena_->capacity().value - reserved_pages_) {
+    return {{Status::kFull}, nullptr};
+  }
+  const std::uint64_t table_pages =
+      Session::max_table_pages(request.vm_pages, request.capacity_pages);
+  if (table_pages > arena_->max_table_pages().value - table_pages_) {
+    spdlog::warn(
+        "the page table of a VM of {} may take {}, and all may take {}: VMs are too large for this "
+        "capacity",
+        size_text(to_bytes(PageCount{request.vm_pages})),
+        size_text(to_bytes(PageCount{table_pages})),
+        size_text(to_bytes(arena_->max_table_pages())));
     return {{Status::kFull}, nullptr};
   }
   const std::optional<std::uint32_t> index = take_record_locked();
@@ -102,10 +113,11 @@ Sessions::Opened Sessions::open(const wire::OpenRequest& request) {
                   size_text(to_bytes(PageCount{request.vm_pages})));
     return {{Status::kInternal}, nullptr};
   }
+  sessions_[request.session] = session;  // first: there may be no memory for it
   std::atomic_ref(record.state).store(kRecordLive, std::memory_order_release);
   record_in_use_[*index] = true;
   reserved_pages_ += request.capacity_pages;
-  sessions_[request.session] = session;
+  table_pages_ += table_pages;
   return {session->open(request.ticket), session};
 }
 
@@ -118,7 +130,6 @@ std::optional<std::uint32_t> Sessions::take_record_locked() {
     if (!oldest || record.ended_s < arena_->record(*oldest).ended_s) oldest = i;
   }
   if (oldest) {
-    tombstones_.erase(arena_->record(*oldest).id);
     std::atomic_ref(arena_->record(*oldest).state).store(kRecordFree, std::memory_order_release);
   }
   return oldest;
@@ -132,9 +143,9 @@ std::shared_ptr<Session> Sessions::find(const wire::SessionId& id) {
 
 BindAnswer Sessions::find_ended(const wire::SessionId& id, std::uint64_t epoch) {
   const std::lock_guard lock(mutex_);
-  const auto at = tombstones_.find(id);
-  if (at == tombstones_.end()) return {Status::kNoSession};
-  const Epoch committed{arena_->record(at->second).ownership.committed_epoch};
+  const SessionRecord* record = find_tombstone_locked(id);
+  if (!record) return {Status::kNoSession};
+  const Epoch committed{record->ownership.committed_epoch};
   return {handover::Record::reclaim_tombstone(committed, Epoch{epoch}).status};
 }
 
@@ -143,8 +154,8 @@ void Sessions::free_ended(const std::shared_ptr<Session>& session) {
   arena_->trim();
   const std::lock_guard lock(mutex_);
   reserved_pages_ -= session->capacity_pages();
+  table_pages_ -= session->max_table_pages();
   record_in_use_[session->record()] = false;
-  tombstones_[session->id()] = session->record();
   sessions_.erase(session->id());
 }
 
@@ -186,12 +197,31 @@ void Sessions::forget_tombstones() {
   const std::uint64_t now_s = boot_time_s();
   const auto timeout_s = static_cast<std::uint64_t>(limits_.tombstone_timeout.count());
   const std::lock_guard lock(mutex_);
-  std::erase_if(tombstones_, [&](const auto& tombstone) {
-    SessionRecord& record = arena_->record(tombstone.second);
-    if (now_s < record.ended_s + timeout_s) return false;
+  for (std::uint32_t i = 0; i < record_in_use_.size(); i++) {
+    SessionRecord& record = arena_->record(i);
+    if (record_in_use_[i] || record.state != kRecordTombstone) continue;
+    if (now_s < record.ended_s + timeout_s) continue;
     std::atomic_ref(record.state).store(kRecordFree, std::memory_order_release);
-    return true;
-  });
+  }
+}
+
+SessionRecord* Sessions::find_tombstone_locked(const wire::SessionId& id) {
+  for (std::uint32_t i = 0; i < record_in_use_.size(); i++) {
+    SessionRecord& record = arena_->record(i);
+    if (!record_in_use_[i] && record.state == kRecordTombstone && record.id == id) return &record;
+  }
+  return nullptr;
+}
+
+bool Sessions::may_bind(Session* session) {
+  if (session && session->figures().committed) return true;
+  const std::lock_guard lock(mutex_);
+  std::uint32_t uncommitted = 0;
+  for (const auto& [id, other] : sessions_) {
+    const Session::Figures f = other->figures();
+    if (!f.committed) uncommitted += f.connections;
+  }
+  return uncommitted < limits_.uncommitted_connections;
 }
 
 std::vector<std::shared_ptr<Session>> Sessions::list() {

@@ -3,7 +3,8 @@
 //
 // The sum of reservations never exceeds the arena's capacity, so a page within its session's
 // capacity always has a slot. A reservation is given back when the last slot of an ended session
-// is free, not before. Thread-safe.
+// is free, not before. So it is with the memory of page tables (Arena::max_table_pages()).
+// Thread-safe.
 #pragma once
 
 #include <functional>
@@ -24,6 +25,9 @@ struct SessionLimits {
   // For so long it is remembered whether an ended session was ever committed; less if new sessions
   // need the records.
   std::chrono::seconds tombstone_timeout{std::chrono::hours(24)};
+  // Connections that sessions may have, all together, that nobody has committed: the rest is kept
+  // for VMs that run.
+  std::uint32_t uncommitted_connections = UINT32_MAX;
 };
 
 // Asks another server what it has of a session: the answer to a Reclaim in epoch 0, which changes
@@ -57,6 +61,9 @@ class Sessions {
   // block. Returns how many sessions ended.
   std::size_t expire();
 
+  // Whether a connection may be bound to `session`, or to a new one when that is null.
+  [[nodiscard]] bool may_bind(Session* session);
+
   [[nodiscard]] std::vector<std::shared_ptr<Session>> list();
   [[nodiscard]] PageCount capacity() const { return arena_->capacity(); }
   [[nodiscard]] PageCount reserved();
@@ -70,6 +77,8 @@ class Sessions {
   // A record for a new session: a free one, else the oldest tombstone's.
   [[nodiscard]] std::optional<std::uint32_t> take_record_locked();
   void forget_tombstones();
+  // The record of an ended session that is still remembered; null without.
+  [[nodiscard]] SessionRecord* find_tombstone_locked(const wire::SessionId& id);
   [[nodiscard]] bool arbiter_has_ended(const Session& session);
 
   Arena* const arena_;
@@ -78,9 +87,9 @@ class Sessions {
   const AskArbiter ask_;
   std::mutex mutex_;
   std::map<wire::SessionId, std::shared_ptr<Session>> sessions_;
-  std::vector<bool> record_in_use_;                      // until freed; not by tombstones
-  std::map<wire::SessionId, std::uint32_t> tombstones_;  // their records
+  std::vector<bool> record_in_use_;  // until freed; not by tombstones
   std::uint64_t reserved_pages_ = 0;
+  std::uint64_t table_pages_ = 0;  // that the sessions' page tables may take
 };
 
 }  // namespace kintsugi::memserver

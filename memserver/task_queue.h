@@ -12,6 +12,8 @@
 #include <mutex>
 #include <vector>
 
+#include "memserver/run_task.h"
+
 namespace kintsugi::memserver {
 
 class TaskQueue {
@@ -43,7 +45,7 @@ class TaskQueue {
       const std::lock_guard lock(mutex_);
       tasks.swap(tasks_);
     }
-    for (const std::function<void()>& task : tasks) task();
+    for (const std::function<void()>& task : tasks) run_task(task);
   }
 
  private:

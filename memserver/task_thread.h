@@ -8,6 +8,8 @@
 #include <mutex>
 #include <thread>
 
+#include "memserver/run_task.h"
+
 namespace kintsugi::memserver {
 
 class TaskThread {
@@ -43,7 +45,7 @@ class TaskThread {
       const std::function<void()> task = std::move(tasks_.front());
       tasks_.pop_front();
       lock.unlock();
-      task();
+      run_task(task);
       lock.lock();
     }
   }

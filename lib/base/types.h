@@ -43,6 +43,9 @@ using Epoch = Strong<struct EpochTag, std::uint64_t>;
 inline constexpr ServerId kMainHost{0};
 inline constexpr unsigned kMaxServers = 63;
 
+// The least multiple of `to` that is not below `n`.
+constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
 constexpr Bytes to_bytes(PageCount n) { return Bytes{n.value << kPageShift}; }
 constexpr PageCount to_pages(Bytes b) { return PageCount{b.value >> kPageShift}; }
 constexpr PageIndex operator+(PageIndex p, PageCount n) { return PageIndex{p.value + n.value}; }

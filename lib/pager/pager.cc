@@ -28,10 +28,6 @@ constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 // Each makes two more mappings of the process's 65530, until start().
 constexpr unsigned kMaxHugeRuns = 8192;
 
-constexpr std::uintptr_t round_up(std::uintptr_t n, std::size_t to) {
-  return (n + to - 1) / to * to;
-}
-
 Result<void> check_config(const PagerConfig& config, const SplitPlan& plan) {
   if (sysconf(_SC_PAGESIZE) != static_cast<long>(kPageSize)) {
     return make_error(EOPNOTSUPP, "remote memory needs a host kernel with 4 KiB pages");

@@ -74,6 +74,12 @@ enum class Status : std::uint32_t {
 // The errno a program decides by (0 for kOk).
 [[nodiscard]] int status_errno(Status status);
 
+// A struct as it goes over the wire: as it is in memory.
+template <typename T>
+[[nodiscard]] std::span<const std::uint8_t> bytes_of(const T& value) {
+  return {reinterpret_cast<const std::uint8_t*>(&value), sizeof(value)};
+}
+
 using SessionId = std::array<std::uint8_t, 16>;  // random; names a VM's memory on all its servers
 using Ticket = std::array<std::uint8_t, 16>;     // random; of one attempt to hand the VM over
 

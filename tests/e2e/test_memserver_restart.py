@@ -7,10 +7,12 @@ The manager is played here: what systemd does with FDSTORE=1 and LISTEN_FDS.
 from __future__ import annotations
 
 import array
+import json
 import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,20 +143,27 @@ def start_alone(work: Work, *options: str | Path, limits: str = "") -> tuple[
     return process, uri, control
 
 
-def test_the_operator_is_answered_without_descriptors(work: Work) -> None:
-    process, uri, control = start_alone(work, limits="ulimit -n 48;")
+def test_the_operator_is_answered_whoever_else_connects(work: Work) -> None:
+    """Connections are bounded by the limit on descriptors too: some are always left."""
+    process, uri, control = start_alone(work, "--metrics", "127.0.0.1:0",
+                                        limits="ulimit -n 150;")
     clients = []
     try:
-        for _ in range(48):
+        assert "takes 22 connections at once" in (work.logs / "alone.log").read_text()
+        metrics = json.loads((work.temp / "ports").read_text())["metrics"]
+        for _ in range(150):
             client = socket.socket(socket.AF_UNIX)
             client.connect(uri.removeprefix("unix:"))
             clients.append(client)
-        poll_until("there are none left",
-                   lambda: "cannot accept" in (work.logs / "alone.log").read_text(), 20)
+        poll_until("more are there than it takes",
+                   lambda: "connections are open" in (work.logs / "alone.log").read_text(), 20)
         for _ in range(3):
             done = ctl(control)
             assert done.returncode == 0, done.stderr
             assert "capacity" in done.stdout
+            with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=20) as answer:
+                assert b"kintsugi_memserver_connections" in answer.read()
+        assert "cannot accept" not in (work.logs / "alone.log").read_text()
     finally:
         for client in clients:
             client.close()
@@ -200,7 +209,7 @@ def test_a_restart_keeps_the_pages(manager: Manager, how: signal.Signals) -> Non
         manager.start()
         check(manager.uri, epoch)
     if how == signal.SIGTERM:
-        assert "db-1" in manager.log.read_text() and "are kept" in manager.log.read_text()
+        assert "db-1" in manager.log.read_text() and "are left with" in manager.log.read_text()
 
 
 def test_sighup_does_not_end_it(manager: Manager) -> None:

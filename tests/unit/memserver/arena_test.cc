@@ -120,7 +120,7 @@ TEST(Arena, OfTwoSlotsOfAPageTheNewerStays) {
       const auto s = store.sessions->open(open_request(1)).session;
       std::array<SlotIndex, 2> slots{};
       AllocationHint hint;
-      ASSERT_EQ(store.arena->allocate(slots, &hint), 2U);
+      ASSERT_TRUE(store.arena->allocate_in_flight(slots, &hint));
       for (std::size_t i = 0; i < 2; i++) {
         const std::uint64_t version = (i == 0) == newer_first ? 8 : 7;
         testing::fill_page(store.arena->page(slots[i]), 5, version);
@@ -372,7 +372,30 @@ TEST(Arena, OneOnADiskIsRefusedAndLeavesNothing) {
   close(fd);
   if (fs.f_type == TMPFS_MAGIC) GTEST_SKIP() << "/var/tmp is a tmpfs here";
   EXPECT_NE(open_error(small_arena(1024, path)).find("is on a disk"), std::string::npos);
+  EXPECT_TRUE(std::filesystem::exists(path)) << "what was there before is left there";
+  std::filesystem::remove(path);
+  EXPECT_NE(open_error(small_arena(1024, path)).find("is on a disk"), std::string::npos);
   EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(Arena, ALimitBelowTheCapacityIsRefused) {
+  const TempDir dir;
+  ArenaOptions options = small_arena(65536, dir / "arena");
+  options.limit = MemoryLimit{Bytes{std::uint64_t{256} << 20}, "memory.max of a group"};
+  const std::string error = open_error(options);
+  EXPECT_NE(error.find("memory.max of a group is 256 MiB"), std::string::npos) << error;
+  EXPECT_FALSE(std::filesystem::exists(options.path));
+  // What it says is enough: pages, their tables and tags, page tables, connections.
+  options.other_memory = Bytes{std::uint64_t{64} << 20};
+  options.limit->bytes = Bytes{std::uint64_t{480} << 20};
+  EXPECT_EQ(open_error(options), "");
+}
+
+TEST(Arena, WithoutABootIdNothingIsOpened) {
+  // As where /proc shows processes only: it would take an arena of another boot for its own.
+  ArenaOptions options = small_arena();
+  options.boot_id_file = "/nowhere/boot_id";
+  EXPECT_NE(open_error(options).find("cannot read /nowhere/boot_id"), std::string::npos);
 }
 
 TEST(Arena, OneOfAnotherBootIsRefused) {
@@ -413,6 +436,33 @@ TEST(Arena, AMemfdIsHandedOnWithEverything) {
   Store store(options);
   EXPECT_FALSE(store.arena->recovered());
   EXPECT_EQ(store.arena->capacity(), PageCount{2048});
+}
+
+TEST(Arena, AFileTakesOverWhenTheMemoryHandedOnHasNoSessions) {
+  const TempDir dir;
+  ArenaOptions options = small_arena(1024);
+  options.memfd = true;
+  int kept = -1;
+  {
+    Store store(options);
+    kept = dup(store.arena->fd());
+    ASSERT_EQ(store.sessions->open(open_request(1)).answer.status, Status::kOk);
+  }
+  options.path = dir / "arena";
+  options.fd = dup(kept);
+  {
+    Store store(options);
+    EXPECT_TRUE(store.arena->recovered());
+    EXPECT_FALSE(store.arena->in_file());
+    const auto session = store.sessions->find(session_id(1));
+    ASSERT_NE(session, nullptr) << "its pages are in the memory";
+    ASSERT_TRUE(session->end_by_operator(true));
+    store.sessions->free_ended(session);
+  }
+  options.fd = kept;
+  Store store(options);
+  EXPECT_TRUE(store.arena->in_file());
+  EXPECT_FALSE(store.arena->recovered());
 }
 
 TEST(Arena, WhatIsHandedOnMustBeAnArena) {

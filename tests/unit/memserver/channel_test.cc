@@ -44,6 +44,17 @@ class ChannelTest : public ::testing::Test {
     EXPECT_TRUE(client->replies.empty());
   }
 
+  // A Put of session 1 of which only the header has come.
+  std::unique_ptr<ChannelClient> begun_put(std::uint32_t count, std::uint32_t tag_bytes) {
+    auto client = connect();
+    EXPECT_EQ(client->attach(1, 1), Status::kOk);
+    wire::FrameHeader put = client->request(Op::kPut, 0, count);
+    put.length = count * (static_cast<std::uint32_t>(kPageSize) + tag_bytes);
+    client->feed(&put, sizeof(put));
+    return client;
+  }
+  static constexpr std::uint64_t kMostInFlight = Arena::kSpareSlots - Arena::kEmergencySlots;
+
   Store store_{small_arena(2048)};
 };
 
@@ -492,15 +503,9 @@ TEST_F(ChannelTest, WithoutFreeSlotsPutsTakeTheOtherWay) {
   }
   // Puts that never end hold the spare slots.
   std::vector<std::unique_ptr<ChannelClient>> stuck;
-  while (store_.arena->free_slots() > Arena::kEmergencySlots) {
-    auto s = connect();
-    ASSERT_EQ(s->attach(1, 1), Status::kOk);
-    const std::uint64_t left = store_.arena->free_slots() - Arena::kEmergencySlots;
-    const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(left, 256));
-    wire::FrameHeader put = s->request(Op::kPut, 0, count);
-    put.length = count * static_cast<std::uint32_t>(kPageSize + 12);
-    s->feed(&put, sizeof(put));
-    stuck.push_back(std::move(s));
+  while (store_.arena->in_flight() < kMostInFlight) {
+    const std::uint64_t left = kMostInFlight - store_.arena->in_flight();
+    stuck.push_back(begun_put(static_cast<std::uint32_t>(std::min<std::uint64_t>(left, 256)), 12));
     ASSERT_LT(stuck.size(), 20U);
   }
   EXPECT_EQ(store_.stats.bounced_puts, 0U);
@@ -527,6 +532,22 @@ TEST_F(ChannelTest, WithoutFreeSlotsPutsTakeTheOtherWay) {
   EXPECT_EQ(c->take().status(), Status::kFenced);
   EXPECT_EQ(destination->get(0, 1).at(0), 2U);
   stuck.clear();
+  EXPECT_EQ(store_.arena->free_slots(), store_.all_slots() - 2048);
+}
+
+// However many stall in the middle of a Put, capacity that is reserved is not theirs.
+TEST_F(ChannelTest, PutsInFlightTakeSpareSlotsOnly) {
+  const auto c = opened(1, 2048);
+  std::vector<std::unique_ptr<ChannelClient>> stuck;
+  for (int i = 0; i < 40; i++) stuck.push_back(begun_put(256, 0));
+  EXPECT_LE(store_.arena->in_flight(), kMostInFlight);
+  EXPECT_GE(store_.arena->free_slots(), 2048 + Arena::kEmergencySlots);
+  for (std::uint64_t page = 0; page < 2048; page += 256) {
+    EXPECT_EQ(c->put(page, 256, 1), Status::kOk);
+  }
+  EXPECT_EQ(c->get(0, 256).size(), 256U);
+  stuck.clear();
+  EXPECT_EQ(store_.arena->in_flight(), 0U);
   EXPECT_EQ(store_.arena->free_slots(), store_.all_slots() - 2048);
 }
 

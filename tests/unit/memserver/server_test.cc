@@ -380,6 +380,109 @@ TEST(Server, AClientThatNeverGreetsIsClosed) {
   EXPECT_TRUE(greeted->open(open_request(1)).ok());
 }
 
+// A server of one loop with a clock that the test winds.
+class WoundServer {
+ public:
+  explicit WoundServer(unsigned max_connections = 256) {
+    ServerOptions options = small_server("tcp:127.0.0.1:0");
+    options.threads = 1;
+    options.max_connections = max_connections;
+    options.clock = [this] {
+      const std::lock_guard lock(mutex_);
+      return clock_.clock()();
+    };
+    server_ = std::make_unique<RunningServer>(options);
+  }
+  RunningServer& running() { return *server_; }
+  Server* operator->() { return server_->operator->(); }
+  void wind(std::chrono::milliseconds time) {
+    const std::lock_guard lock(mutex_);
+    clock_.advance(time);
+  }
+  // So much time passes, with a tick at its beginning and one at its end.
+  void pass(std::chrono::milliseconds time) {
+    server_->operator->()->tick();
+    // The loop has seen the tick when it greets somebody who came after it.
+    { const auto greeted = server_->connect(); }
+    wind(time);
+    server_->operator->()->tick();
+  }
+
+ private:
+  testing::FakeClock clock_;
+  std::mutex mutex_;
+  std::unique_ptr<RunningServer> server_;
+};
+
+bool is_closed(int fd) {
+  char byte = 0;
+  return wait_readable(fd) && recv(fd, &byte, 1, 0) <= 0;
+}
+
+TEST(Server, ARequestWhoseRestDoesNotComeIsGivenUp) {
+  WoundServer server;
+  const auto good = server.running().connect();
+  ASSERT_TRUE(good->open(open_request(1)).ok());
+  const auto bad = server.running().connect();
+  ASSERT_TRUE(bad->attach(session_id(1), Epoch{1}).ok());
+  FrameHeader put = bad->request(Op::kPut, 1);
+  put.count = 256;
+  put.length = 256 * static_cast<std::uint32_t>(kPageSize);
+  std::vector<std::uint8_t> some(100'000);
+  ASSERT_EQ(send(bad->fd(), &put, sizeof(put), MSG_NOSIGNAL), static_cast<ssize_t>(sizeof(put)));
+  ASSERT_EQ(send(bad->fd(), some.data(), some.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(some.size()));
+  Arena& arena = server->sessions().arena();
+  while (arena.in_flight() == 0) sched_yield();
+  server.pass(Peer::kProgressTimeout - std::chrono::seconds(1));
+  EXPECT_EQ(arena.in_flight(), 256U);
+  int rounds = 0;  // more than one if the rest of what was sent came in between
+  while (arena.in_flight() > 0 && rounds++ < 1000) {
+    server.pass(Peer::kProgressTimeout + std::chrono::seconds(1));
+  }
+  EXPECT_EQ(arena.in_flight(), 0U);
+  EXPECT_TRUE(is_closed(bad->fd()));
+  EXPECT_TRUE(good->stat().ok());
+}
+
+TEST(Server, AnswersThatAreNotReadAreGivenUp) {
+  WoundServer server;
+  const auto good = server.running().connect();
+  ASSERT_TRUE(good->open(open_request(1)).ok());
+  ASSERT_EQ(put(good.get(), 0, 256, 3), Status::kOk);
+  const auto bad = server.running().connect();
+  ASSERT_TRUE(bad->attach(session_id(1), Epoch{1}).ok());
+  // More than sockets hold.
+  for (std::uint64_t i = 0; i < 200; i++) ASSERT_TRUE(send_get(bad.get(), 0, 256, i));
+  const auto connections = [&] {
+    return server->sessions().find(session_id(1))->figures().connections;
+  };
+  int rounds = 0;  // as long as something still fits into the sockets
+  while (connections() > 1 && rounds++ < 1000) {
+    server.pass(Peer::kProgressTimeout + std::chrono::seconds(1));
+  }
+  EXPECT_EQ(connections(), 1U);
+  EXPECT_TRUE(good->stat().ok());
+}
+
+TEST(Server, ConnectionsWithoutASessionMakeRoom) {
+  WoundServer server(3);
+  const auto bound = server.running().connect();
+  ASSERT_TRUE(bound->open(open_request(1)).ok());
+  const auto idle = server.running().connect();
+  server.wind(std::chrono::seconds(1));
+  const auto newer = server.running().connect();
+  EXPECT_FALSE(Connection::connect(server.running().uri(), {}).ok());
+  while (server->figures().connections > 3) sched_yield();  // none of the three has gone
+  server.wind(Peer::kIdleBeforeGone);
+  EXPECT_FALSE(Connection::connect(server.running().uri(), {}).ok());
+  EXPECT_TRUE(is_closed(idle->fd()));
+  while (server->figures().connections > 2) sched_yield();
+  const auto next = server.running().connect();
+  EXPECT_TRUE(next->attach(session_id(1), Epoch{1}).ok());
+  EXPECT_TRUE(newer->attach(session_id(1), Epoch{1}).ok());
+}
+
 TEST(Server, OrphansGoAndCommittedSessionsStay) {
   testing::FakeClock clock;
   std::mutex mutex;

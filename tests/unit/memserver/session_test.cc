@@ -21,10 +21,11 @@ Status put(Store* store, Session* session, std::uint64_t epoch, std::uint64_t pa
            std::uint32_t count, std::uint64_t version, std::uint8_t content = 0) {
   std::vector<SlotIndex> slots(count);
   AllocationHint hint;
-  EXPECT_EQ(store->arena->allocate(slots, &hint), count);
+  EXPECT_TRUE(store->arena->allocate_in_flight(slots, &hint));
   for (const SlotIndex slot : slots) *store->arena->page(slot) = content;
   const Session::Published p = session->publish(epoch, wire::PutPages(page, 0), version, slots);
   store->arena->free({slots.data(), p.unused});
+  store->arena->landed(count);
   return p.status;
 }
 
@@ -74,6 +75,44 @@ TEST(Session, SessionsAreBounded) {
   ASSERT_EQ(one->end(1).status, Status::kOk);
   store.sessions->free_ended(one);
   EXPECT_EQ(store.sessions->open(open_request(9, 1)).answer.status, Status::kOk);
+}
+
+TEST(Session, PageTablesAreBounded) {
+  Store store(small_arena(65536));
+  // A page stored may take a page of the table each, if the VM is large enough for that.
+  const std::uint64_t most = store.arena->max_table_pages().value;
+  ASSERT_LT(most, 65536U);
+  EXPECT_EQ(store.sessions->open(open_request(1, most + 1, kMaxVmPages)).answer.status,
+            Status::kFull);
+  EXPECT_EQ(store.sessions->open(open_request(1, most, kMaxVmPages)).answer.status, Status::kOk);
+  EXPECT_EQ(store.sessions->open(open_request(2, 1, 4096)).answer.status, Status::kFull);
+  const std::shared_ptr<Session> one = store.sessions->find(session_id(1));
+  ASSERT_EQ(one->end(1).status, Status::kOk);
+  store.sessions->free_ended(one);
+  EXPECT_EQ(store.sessions->open(open_request(2, 4096, 4096)).answer.status, Status::kOk);
+}
+
+TEST(Session, ConnectionsAreKeptForSessionsThatAreCommitted) {
+  SessionLimits limits;
+  limits.uncommitted_connections = 3;
+  Store store(small_arena(), limits);
+  std::array<std::unique_ptr<testing::ChannelClient>, 8> c;
+  for (auto& client : c) {
+    client = std::make_unique<testing::ChannelClient>(&store);
+    ASSERT_EQ(client->hello(), Status::kOk);
+  }
+  ASSERT_EQ(c[0]->open(open_request(1)), Status::kOk);
+  ASSERT_EQ(c[1]->attach(1, 1), Status::kOk);
+  ASSERT_EQ(c[2]->open(open_request(2)), Status::kOk);
+  EXPECT_EQ(c[3]->attach(2, 1), Status::kTooMany);
+  EXPECT_EQ(c[3]->open(open_request(3)), Status::kTooMany);
+  // Who owns a VM is decided whatever there is of connections.
+  ASSERT_EQ(c[3]->claim(2, 1), Status::kOk);
+  ASSERT_EQ(c[3]->simple(wire::Op::kCommit), Status::kOk);
+  EXPECT_EQ(c[4]->attach(2, 2), Status::kOk);
+  EXPECT_EQ(c[5]->attach(1, 1), Status::kOk) << "two of the three are session 2's, which runs";
+  EXPECT_EQ(c[6]->attach(1, 1), Status::kTooMany);
+  EXPECT_EQ(c[6]->attach(2, 2), Status::kOk);
 }
 
 TEST(Session, ANameFromTheWireCannotHurtALog) {
@@ -362,11 +401,12 @@ TEST(Session, ThreadsMeet) {
       for (std::uint64_t i = 0;; i++) {
         std::vector<SlotIndex> slots(4);
         AllocationHint hint;
-        ASSERT_EQ(store.arena->allocate(slots, &hint), 4U);
+        ASSERT_TRUE(store.arena->allocate_in_flight(slots, &hint));
         const auto content = static_cast<std::uint8_t>(t);
         for (const SlotIndex slot : slots) std::memset(store.arena->page(slot), content, kPageSize);
         const auto p = s->publish(1, wire::PutPages(i * 4 % 64, 0), i, slots);
         store.arena->free({slots.data(), p.unused});
+        store.arena->landed(slots.size());
         if (p.status == Status::kFenced) break;
         const auto answer = get(s.get(), 1, i % 64, &out);
         if (answer.found == 1) {
