@@ -26,7 +26,7 @@ do
     [ ! -d "$corpus/$name" ] || corpus=$corpus/$name
     [ -d "$corpus" ] || corpus=
     if [ "$1" = smoke ]; then
-        set -- smoke -runs=30000 -seed=1 -max_total_time=90
+        set -- smoke -runs=30000 -seed=1 -max_total_time=30
         about="30000 runs of $name"
         # A fixed start: what an earlier run found must not change this one.
         rm -rf "$work"

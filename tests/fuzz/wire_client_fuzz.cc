@@ -4,66 +4,15 @@
 // The input is what the server says, whatever it is asked; then it hangs up. The client connects,
 // opens a session and reads frames to the end. Only errors may come of it.
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#include <cstdio>
 #include <cstring>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "wire/connection.h"
+#include "canned_server.h"
 
 namespace kintsugi::wire {
 namespace {
-
-class Listener {
- public:
-  Listener() {
-    std::string dir = "/tmp/kintsugi-fuzz-XXXXXX";
-    if (!mkdtemp(dir.data())) abort();
-    dir_ = dir;
-    uri_.kind = Uri::Kind::kUnix;
-    uri_.path = dir_ + "/s";
-    fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, uri_.path.c_str(), uri_.path.size() + 1);
-    if (bind(fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
-        listen(fd_, 1) != 0) {
-      abort();
-    }
-  }
-  ~Listener() {
-    close(fd_);
-    unlink(uri_.path.c_str());
-    rmdir(dir_.c_str());
-  }
-  [[nodiscard]] int fd() const { return fd_; }
-  [[nodiscard]] const Uri& uri() const { return uri_; }
-
- private:
-  std::string dir_;
-  Uri uri_;
-  int fd_ = -1;
-};
-
-void serve(int listener, const std::uint8_t* data, std::size_t size) {
-  const int fd = accept(listener, nullptr, nullptr);
-  while (size > 0) {
-    const ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
-    if (n <= 0) break;
-    data += n;
-    size -= static_cast<std::size_t>(n);
-  }
-  shutdown(fd, SHUT_WR);
-  char sink[4096];
-  while (recv(fd, sink, sizeof(sink), 0) > 0) {
-  }
-  close(fd);
-}
 
 void talk(const Uri& uri) {
   ConnectOptions options;
@@ -103,11 +52,11 @@ void check_any_header(const std::uint8_t* data, std::size_t size) {
 }  // namespace kintsugi::wire
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  using kintsugi::wire::Listener;
-  static const Listener listener;
+  using kintsugi::fuzz::CannedServer;
+  static const CannedServer canned;
   kintsugi::wire::check_any_header(data, size);
-  std::thread server([&] { kintsugi::wire::serve(listener.fd(), data, size); });
-  kintsugi::wire::talk(listener.uri());
+  std::thread server([&] { CannedServer::say(canned.accept(), {data, size}); });
+  kintsugi::wire::talk(canned.uri());
   server.join();
   return 0;
 }
