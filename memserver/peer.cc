@@ -37,6 +37,7 @@ void Peer::go_on() {
     if (const std::span<const std::uint8_t> out = channel_->take_output(); !out.empty()) {
       send_iov_ = {const_cast<std::uint8_t*>(out.data()), out.size()};
       sending_ = true;
+      outputs_++;
       socket_->send({&send_iov_, 1});
     } else if (channel_->closing() && !lingering_) {
       begin_linger();
@@ -67,12 +68,12 @@ void Peer::close() {
   pump();
 }
 
-bool Peer::Progress::stuck(bool waiting, std::uint64_t now_part, std::uint64_t now_bytes,
+bool Peer::Progress::stuck(bool now_waiting, std::uint64_t now_part, std::uint64_t now_bytes,
                            TimePoint now) {
-  if (waiting && part == now_part && now_bytes < bytes + kProgressBytes) {
+  if (waiting && now_waiting && part == now_part && now_bytes < bytes + kProgressBytes) {
     return now - since > kProgressTimeout;
   }
-  *this = {now_part, now_bytes, now};
+  *this = {now_waiting, now_part, now_bytes, now};
   return false;
 }
 
@@ -86,7 +87,7 @@ void Peer::check_timeouts(TimePoint now) {
   if (closed_) return;
   const Channel::Incoming in = channel_->incoming();
   const bool stuck_in = incoming_.stuck(in.partial && receiving_, in.request, in.bytes, now);
-  const bool stuck_out = outgoing_.stuck(sending_, 0, sent_bytes_, now);
+  const bool stuck_out = outgoing_.stuck(sending_, outputs_, sent_bytes_, now);
   if (stuck_in || stuck_out) {
     spdlog::warn("{}: {} for {} s: connection closed", channel_->peer(),
                  stuck_in ? "the rest of a request has not come" : "answers were not read",

@@ -52,11 +52,12 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
 
   // What must not stand still.
   struct Progress {
-    std::uint64_t part = 0;  // which request
+    bool waiting = false;
+    std::uint64_t part = 0;  // which request, or which piece of output
     std::uint64_t bytes = 0;
-    TimePoint since;
-    // Whether nothing has happened for kProgressTimeout.
-    [[nodiscard]] bool stuck(bool waiting, std::uint64_t now_part, std::uint64_t now_bytes,
+    TimePoint since{};
+    // Whether it waits now, and has for kProgressTimeout, for the same part and almost no bytes.
+    [[nodiscard]] bool stuck(bool now_waiting, std::uint64_t now_part, std::uint64_t now_bytes,
                              TimePoint now);
   };
 
@@ -70,7 +71,8 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   bool lingering_ = false;  // all is said, waiting for the peer to hang up
   TimePoint linger_since_;
   Progress incoming_, outgoing_;
-  std::uint64_t sent_bytes_ = 0;
+  std::uint64_t outputs_ = 0;     // that were begun
+  std::uint64_t sent_bytes_ = 0;  // of all of them
   std::array<iovec, Channel::kMaxIovecs> receive_iov_;
   iovec send_iov_{};
   std::shared_ptr<Peer> next_gone_;
