@@ -40,8 +40,8 @@ class Channel {
   static constexpr std::size_t kReceiveBytes = std::size_t{64} << 10;
   static constexpr std::size_t kOutputLimit = std::size_t{1} << 20;
   // What it takes at most: see above; a buffer that grows may be twice as big.
-  static constexpr std::size_t kMaxBytes =
-      kReceiveBytes + 4 * (kOutputLimit + std::size_t{wire::kMaxPayloadBytes});
+  static constexpr std::size_t kMaxBytes = kReceiveBytes + wire::kMaxPayloadBytes +
+                                           4 * (kOutputLimit + std::size_t{wire::kMaxPayloadBytes});
   // iovecs that receive_buffers() may fill: a frame's slots and the receive buffer.
   static constexpr std::size_t kMaxIovecs = wire::kMaxPagesPerFrame + 1;
 

@@ -27,6 +27,17 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   // Before that a connection may be about to be bound.
   static constexpr std::chrono::seconds kIdleBeforeGone{10};
 
+  // What must not stand still.
+  struct Progress {
+    bool waiting = false;
+    std::uint64_t part = 0;  // which request, or which piece of output
+    std::uint64_t bytes = 0;
+    TimePoint since{};
+    // Whether it waits now, and has for kProgressTimeout, for the same part and almost no bytes.
+    [[nodiscard]] bool stuck(bool now_waiting, std::uint64_t now_part, std::uint64_t now_bytes,
+                             TimePoint now);
+  };
+
   explicit Peer(Peers* peers) : peers_(peers) {}
   void start(int fd, Channel::Options options, TimePoint now);
   // Reads and writes what can be; to be called when the channel went on by itself.
@@ -49,17 +60,6 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   // Does `step`; without memory for it this connection ends, and no other.
   template <typename Step>
   void guarded(Step step);
-
-  // What must not stand still.
-  struct Progress {
-    bool waiting = false;
-    std::uint64_t part = 0;  // which request, or which piece of output
-    std::uint64_t bytes = 0;
-    TimePoint since{};
-    // Whether it waits now, and has for kProgressTimeout, for the same part and almost no bytes.
-    [[nodiscard]] bool stuck(bool now_waiting, std::uint64_t now_part, std::uint64_t now_bytes,
-                             TimePoint now);
-  };
 
   Peers* const peers_;
   std::unique_ptr<LoopSocket> socket_;

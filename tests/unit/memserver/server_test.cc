@@ -419,6 +419,19 @@ bool is_closed(int fd) {
   return wait_readable(fd) && recv(fd, &byte, 1, 0) <= 0;
 }
 
+TEST(Peer, TimeWithoutProgressBeginsWhenSomethingWaits) {
+  const TimePoint start{std::chrono::hours(1)};
+  const auto at = [&](int seconds) { return start + std::chrono::seconds(seconds); };
+  Peer::Progress progress;
+  EXPECT_FALSE(progress.stuck(true, 0, 0, at(0))) << "the first look";
+  EXPECT_FALSE(progress.stuck(true, 0, 0, at(30)));
+  EXPECT_TRUE(progress.stuck(true, 0, 0, at(31)));
+  EXPECT_FALSE(progress.stuck(true, 0, Peer::kProgressBytes, at(31))) << "bytes have moved";
+  EXPECT_FALSE(progress.stuck(false, 0, Peer::kProgressBytes, at(32)));
+  EXPECT_FALSE(progress.stuck(true, 0, Peer::kProgressBytes, at(99))) << "it waits again";
+  EXPECT_FALSE(progress.stuck(true, 1, Peer::kProgressBytes, at(199))) << "for another part";
+}
+
 TEST(Server, ARequestWhoseRestDoesNotComeIsGivenUp) {
   WoundServer server;
   const auto good = server.running().connect();
