@@ -198,8 +198,21 @@ void ks_pager_stats(const KsPager* pager, KsPagerStats* out) {
     copy_text(out->page_out_reason, sizeof(out->page_out_reason), stats.method_reason);
     out->servers = static_cast<std::uint32_t>(stats.servers.size());
     out->servers_lost = stats.servers_lost;
+    out->waiting = stats.waiting;
     return 0;
   });
+}
+
+unsigned ks_pager_waits(const KsPager* pager, KsPagerWait* waits, unsigned max) {
+  unsigned count = 0;
+  guarded(nullptr, 0, [&] {
+    for (const PagerWait& wait : pager->pager->stats().waits) {
+      if (count == max) break;
+      waits[count++] = {wait.page.value, wait.ns, wait.thread_id, wait.server.value};
+    }
+    return 0;
+  });
+  return count;
 }
 
 void ks_pager_server(const KsPager* pager, unsigned server, KsPagerServer* out) {

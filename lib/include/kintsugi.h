@@ -254,13 +254,22 @@ typedef struct KsPagerStats {
     uint64_t faults, page_ins, prefetched_pages, zero_fills, queue_hits;
     uint64_t page_outs, page_outs_zero;
     uint64_t page_outs_refused; /* pinned, or written meanwhile */
+    /* From reading a fault to waking who waits, for a server, a prefetch under way or room */
     uint64_t page_in_p50_ns, page_in_p99_ns, page_in_max_ns;
     uint64_t page_out_p50_ns, page_out_p99_ns; /* from unmapping to the server's answer */
     uint64_t hard_waits; /* faults that had to wait for an eviction */
     KsPageOut page_out; /* never AUTO */
     char page_out_reason[256]; /* why this method */
     uint32_t servers, servers_lost;
+    uint64_t waiting; /* pages that somebody waits for */
 } KsPagerStats;
+
+typedef struct KsPagerWait {
+    uint64_t page;
+    uint64_t ns;        /* so far */
+    uint32_t thread_id; /* the host's thread that touched it first */
+    uint32_t server;    /* from 1, that it comes from; 0: it waits for room */
+} KsPagerWait;
 
 typedef struct KsPagerServer {
     char uri[256];
@@ -273,6 +282,8 @@ typedef struct KsPagerServer {
 
 /* Any thread. */
 void ks_pager_stats(const KsPager *pager, KsPagerStats *out);
+/* The pages that have been waited for longest, longest first; returns how many. Any thread. */
+unsigned ks_pager_waits(const KsPager *pager, KsPagerWait *waits, unsigned max);
 /* @server from 0. Any thread. */
 void ks_pager_server(const KsPager *pager, unsigned server, KsPagerServer *out);
 

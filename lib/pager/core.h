@@ -21,6 +21,7 @@
 #include "pager/spsc_ring.h"
 #include "pager/staging.h"
 #include "pager/uffd.h"
+#include "pager/wait_table.h"
 #include "placement/split_plan.h"
 
 namespace kintsugi {
@@ -63,7 +64,6 @@ struct ServerCounters {
 struct FaultCounters {
   Counter faults, page_ins, prefetch_hits, zero_fills, queue_hits, write_cancels, refaults,
       hard_waits, install_retries;
-  LatencyHistogram page_in;
 };
 
 struct EvictCounters {
@@ -132,6 +132,7 @@ struct PagerCore {
   RecentChunks recently_in;                 // F writes, E reads
   RecentChunks recently_out;                // E writes, F reads
 
+  WaitTable waits;  // F begins them; F and P end them
   FaultCounters faults;
   EvictCounters evictions;
 

@@ -138,7 +138,7 @@ void FaultThread::handle(const UffdFault& fault) {
   if (fault.write_protect) {
     on_write_protected(page, host);
   } else {
-    on_missing(page, host);
+    on_missing(page, host, fault.thread_id);
   }
 }
 
@@ -193,8 +193,9 @@ bool FaultThread::install_zero(char* host) {
   return false;
 }
 
-void FaultThread::on_missing(PageIndex page, char* host) {
+void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id) {
   bool lift = false;
+  bool noted = false;
   for (;;) {
     const PageEntry entry = core_.map.load(page);
     if (entry.state() == PageState::kEvictingWp) {
@@ -210,13 +211,26 @@ void FaultThread::on_missing(PageIndex page, char* host) {
         core_.counters(entry.server()).bulk_pages.load(std::memory_order_relaxed) <=
             kShallowBulkPages) {
       // It comes with the rest of its chunk. Whoever gives that up wakes the page.
+      if (!noted) {
+        // If it has come meanwhile, P may not have seen that somebody waits.
+        core_.waits.begin(page, now_, thread_id);
+        noted = true;
+        continue;
+      }
       core_.faults.prefetch_hits.add();
       return;
     }
     const PageClaim claim = core_.map.try_begin_urgent(page);
     if (!claim) {
       // Asked for already, or between mapped and unmapped: whoever is at it wakes this one too.
-      if (claim.seen.urgent() || claim.seen.state() == PageState::kUnmapping) return;
+      if (claim.seen.urgent()) {
+        core_.waits.begin(page, now_, thread_id);
+        return;
+      }
+      if (claim.seen.state() == PageState::kUnmapping) {
+        if (noted) core_.waits.end(page);
+        return;
+      }
       continue;  // became EvictingWp
     }
     switch (claim.seen.state()) {
@@ -237,7 +251,7 @@ void FaultThread::on_missing(PageIndex page, char* host) {
           return;
         }
         if (core_.take_room(1, core_.fault_limit())) {
-          ask(page, claim.seen.server());
+          ask(page, claim.seen.server(), thread_id);
           core_.evict_if_short();
           return;
         }
@@ -250,7 +264,7 @@ void FaultThread::on_missing(PageIndex page, char* host) {
     }
     core_.map.abandon_urgent(page);
     if (!retrying_) core_.faults.hard_waits.add();
-    defer(page);
+    defer(page, thread_id);
     return;
   }
 }
@@ -264,6 +278,7 @@ void FaultThread::fill_zero(PageIndex page, char* host) {
     defer(page);
     return;
   }
+  core_.waits.end(page);
   core_.faults.zero_fills.add();
   if (core_.map.complete_urgent(page) && before == PageState::kZero) {
     core_.zero.fetch_sub(1, std::memory_order_relaxed);
@@ -291,8 +306,10 @@ void FaultThread::serve_from_queue(PageIndex page, char* host) {
       }
     }
     wake(host);
+    core_.waits.end(page);
     return;
   }
+  core_.waits.end(page);
   core_.resident.fetch_add(1, std::memory_order_acq_rel);
   core_.faults.queue_hits.add();
   [[maybe_unused]] const bool here = core_.map.complete_urgent(page);
@@ -326,11 +343,11 @@ void FaultThread::on_write_protected(PageIndex page, char* host) {
 }
 
 // The page is claimed, and there is room for it.
-void FaultThread::ask(PageIndex page, ServerId server) {
+void FaultThread::ask(PageIndex page, ServerId server, std::uint32_t thread_id) {
+  core_.waits.begin(page, now_, thread_id);
   const std::uint16_t index = free_slots_[--free_count_];
   Slot& slot = slots_[index];
   slot.page = page;
-  slot.since_ns = now_;
   slot.use++;
   slot.server = server;
   UrgentLane& lane = lanes_[server.value - 1U];
@@ -352,7 +369,8 @@ void FaultThread::wish_for_chunk(PageIndex page) {
   }
 }
 
-void FaultThread::defer(PageIndex page) {
+void FaultThread::defer(PageIndex page, std::uint32_t thread_id) {
+  core_.waits.begin(page, now_, thread_id);
   // on_missing() is only called while there is a place: see `room` in run().
   deferred_[deferred_count_++] = page;
   core_.room_wanted.store(true, std::memory_order_seq_cst);
@@ -370,7 +388,7 @@ void FaultThread::retry_deferred() {
       deferred_[deferred_count_++] = page;
       continue;
     }
-    on_missing(page, core_.regions.host(page));
+    on_missing(page, core_.regions.host(page), 0);
   }
   retrying_ = false;
 }
@@ -424,10 +442,10 @@ void FaultThread::on_answer(UrgentLane& lane, const wire::FrameHeader& header,
     core_.map.abandon_urgent(page);
     core_.give_room(1);
     wake(host);
+    core_.waits.end(page);
     return;
   }
   const bool installed = install(host, answer.content);
-  const std::uint64_t since = slot.since_ns;
   free_slot(lane, index);
   if (!installed) {
     core_.map.abandon_urgent(page);
@@ -443,7 +461,7 @@ void FaultThread::on_answer(UrgentLane& lane, const wire::FrameHeader& header,
   }
   core_.faults.page_ins.add();
   core_.counters(server).page_ins.add();
-  core_.faults.page_in.record(now_ns() - since);
+  core_.waits.end(page);
   const std::uint64_t chunk = core_.chunk_of(page);
   if (core_.recently_out.contains(chunk)) core_.faults.refaults.add();
   core_.recently_in.add(chunk);
@@ -524,6 +542,7 @@ void FaultThread::release_all() {
     if (slot.server == kMainHost) continue;
     [[maybe_unused]] const bool filled = install_zero(core_.regions.host(slot.page));
     [[maybe_unused]] const bool here = core_.map.complete_urgent(slot.page);
+    core_.waits.end(slot.page);
     slot.server = kMainHost;
     free_slots_[free_count_++] = static_cast<std::uint16_t>(i);
   }

@@ -40,7 +40,6 @@ class FaultThread {
  private:
   struct Slot {
     PageIndex page;
-    std::uint64_t since_ns = 0;
     std::uint32_t use = 0;  // counts how often the slot was taken: the upper half of seq
     ServerId server;        // kMainHost: free
   };
@@ -60,13 +59,14 @@ class FaultThread {
   int wait(std::span<epoll_event> events);
   void read_faults();
   void handle(const UffdFault& fault);
-  void on_missing(PageIndex page, char* host);
+  // `thread_id`: who waits; 0 when it is known already.
+  void on_missing(PageIndex page, char* host, std::uint32_t thread_id);
   void on_write_protected(PageIndex page, char* host);
   void serve_from_queue(PageIndex page, char* host);
   void fill_zero(PageIndex page, char* host);
-  void ask(PageIndex page, ServerId server);
+  void ask(PageIndex page, ServerId server, std::uint32_t thread_id);
   void wish_for_chunk(PageIndex page);
-  void defer(PageIndex page);
+  void defer(PageIndex page, std::uint32_t thread_id = 0);
   void retry_deferred();
   // True when the page is in place (whoever put it there); false: try again later.
   [[nodiscard]] bool install(char* host, const void* content);

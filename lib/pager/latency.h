@@ -30,23 +30,26 @@ class Counter {
 };
 
 // A histogram of nanoseconds with 32 buckets to each power of two, so 3 % wide, as HdrHistogram's.
+// Any number of writers.
 class LatencyHistogram {
  public:
   void record(std::uint64_t ns) {
-    buckets_[bucket_of(ns)].add();
-    if (ns > max_.load(std::memory_order_relaxed)) max_.store(ns, std::memory_order_relaxed);
+    buckets_[bucket_of(ns)].fetch_add(1, std::memory_order_relaxed);
+    std::uint64_t max = max_.load(std::memory_order_relaxed);
+    while (ns > max && !max_.compare_exchange_weak(max, ns, std::memory_order_relaxed)) {
+    }
   }
 
   // The upper end of the bucket that holds the quantile, `of` in 0..1; 0 when nothing was recorded.
   [[nodiscard]] std::uint64_t quantile_ns(double of) const {
     std::uint64_t total = 0;
-    for (const Counter& bucket : buckets_) total += bucket.get();
+    for (const auto& bucket : buckets_) total += bucket.load(std::memory_order_relaxed);
     if (total == 0) return 0;
     const auto wanted =
         std::max<std::uint64_t>(1, static_cast<std::uint64_t>(static_cast<double>(total) * of));
     std::uint64_t seen = 0;
     for (unsigned i = 0; i < kBuckets; i++) {
-      seen += buckets_[i].get();
+      seen += buckets_[i].load(std::memory_order_relaxed);
       if (seen >= wanted) return std::min(upper_end(i), max_ns());
     }
     return max_ns();
@@ -69,7 +72,7 @@ class LatencyHistogram {
     return ((std::uint64_t{bucket % kSub + kSub} + 1) << shift) - 1;
   }
 
-  std::array<Counter, kBuckets> buckets_;
+  std::array<std::atomic<std::uint64_t>, kBuckets> buckets_{};
   std::atomic<std::uint64_t> max_{0};
 };
 

@@ -227,6 +227,9 @@ Result<std::unique_ptr<Pager>> Pager::create(PagerConfig config, const SplitPlan
   core->staging = std::move(*staging);
   if (Result<void> enough = check_memory(*core); !enough) return enough.error();
 
+  Result<WaitTable> waits = WaitTable::create();
+  if (!waits) return waits.error();
+  core->waits = std::move(*waits);
   if (Result<void> ring = make_ring(&core->fault_discards, kDiscardRing, "a queue of discards");
       !ring) {
     return ring.error();
@@ -565,9 +568,9 @@ PagerStats Pager::stats() const {
   stats.page_outs_zero = core.evictions.zero.get();
   stats.page_outs_refused = core.evictions.refused.get();
   stats.discards = core.evictions.discards.get();
-  stats.page_in_p50_ns = core.faults.page_in.quantile_ns(0.5);
-  stats.page_in_p99_ns = core.faults.page_in.quantile_ns(0.99);
-  stats.page_in_max_ns = core.faults.page_in.max_ns();
+  stats.page_in_p50_ns = core.waits.latency().quantile_ns(0.5);
+  stats.page_in_p99_ns = core.waits.latency().quantile_ns(0.99);
+  stats.page_in_max_ns = core.waits.latency().max_ns();
   stats.page_out_p50_ns = core.evictions.page_out.quantile_ns(0.5);
   stats.page_out_p99_ns = core.evictions.page_out.quantile_ns(0.99);
   stats.method = core.method;
@@ -591,6 +594,13 @@ PagerStats Pager::stats() const {
     stats.prefetched += counters.prefetched.get();
     stats.servers_lost += server.connected ? 0 : 1;
     stats.servers.push_back(std::move(server));
+  }
+  stats.waiting = core.waits.waiting();
+  const std::uint64_t now = now_ns();
+  for (const PageWait& wait : core.waits.list(kMaxWaitsTold)) {
+    const PageEntry entry = core.map.load(wait.page);
+    stats.waits.push_back({wait.page, now > wait.since_ns ? now - wait.since_ns : 0, wait.thread_id,
+                           entry.in_flight() ? entry.server() : kMainHost});
   }
   return stats;
 }

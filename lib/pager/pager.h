@@ -89,6 +89,16 @@ struct PagerServerStats {
   std::uint64_t reconnects = 0;
 };
 
+// A page that somebody waits for.
+struct PagerWait {
+  PageIndex page;
+  std::uint64_t ns = 0;         // so far
+  std::uint32_t thread_id = 0;  // who touched it first
+  ServerId server;              // that it comes from; kMainHost: it waits for room
+};
+
+inline constexpr std::size_t kMaxWaitsTold = 32;
+
 // Read one after the other while pages move: a page on its way may be counted in two places or
 // none. Once nothing moves, resident, remote and zero pages add up to vm_pages.
 struct PagerStats {
@@ -112,7 +122,9 @@ struct PagerStats {
   std::uint64_t page_outs_zero = 0;     // found to be zero or never populated: not sent
   std::uint64_t page_outs_refused = 0;  // the kernel refused (pinned, shared after fork): stay
   std::uint64_t discards = 0;           // stale copies that servers were told to forget
-  std::uint64_t page_in_p50_ns = 0;     // from reading the fault to waking the faulter
+  // From reading a fault to waking the faulter, of all that had to wait: for a server, for a
+  // prefetch under way, or for room.
+  std::uint64_t page_in_p50_ns = 0;
   std::uint64_t page_in_p99_ns = 0;
   std::uint64_t page_in_max_ns = 0;
   std::uint64_t page_out_p50_ns = 0;  // from unmapping to the server's answer
@@ -121,6 +133,8 @@ struct PagerStats {
   std::string method_reason;
   std::vector<PagerServerStats> servers;
   unsigned servers_lost = 0;
+  std::uint64_t waiting = 0;         // pages that somebody waits for
+  std::vector<PagerWait> waits;      // those that have waited longest, kMaxWaitsTold at most
 };
 
 struct PagerCore;

@@ -258,6 +258,7 @@ void PrefetchThread::complete(PageIndex first, unsigned pages, ServerId server) 
   for (unsigned i = 0; i < pages; i++) {
     if (core_.map.complete_prefetch(first + PageCount{i})) fetched++;
   }
+  end_waits(first, pages);
   if (fetched < pages) core_.give_room(pages - fetched);
   core_.counters(server).pages.fetch_sub(fetched, std::memory_order_relaxed);
   core_.counters(server).prefetched.add(fetched);
@@ -271,7 +272,13 @@ void PrefetchThread::give_up(PageIndex first, unsigned pages) {
     // Whoever faulted meanwhile and was told to wait for this faults again.
     (void)core_.uffd->wake(core_.regions.host(page), kPageSize).error;
   }
+  end_waits(first, pages);
   core_.give_room(pages);
+}
+
+void PrefetchThread::end_waits(PageIndex first, unsigned pages) {
+  core_.waits.fence();
+  for (unsigned i = 0; i < pages; i++) core_.waits.end(first + PageCount{i});
 }
 
 void PrefetchThread::flush(BulkLane& lane) {

@@ -111,7 +111,7 @@ class KernelUffd final : public Uffd {
       if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
       const auto& fault = messages[i].arg.pagefault;
       out[faults++] = UffdFault{fault.address, (fault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0,
-                                (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0};
+                                (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0, fault.feat.ptid};
     }
     return faults;
   }
@@ -241,6 +241,7 @@ Result<std::unique_ptr<Uffd>> open_uffd() {
   auto uffd = std::make_unique<KernelUffd>(fd);
   uffdio_api api{};
   api.api = UFFD_API;
+  api.features = UFFD_FEATURE_THREAD_ID;
   if (ioctl(fd, UFFDIO_API, &api) < 0) {
     return make_error(errno, "userfaultfd of this kernel speaks another version: {}",
                       errno_text(errno));

@@ -188,6 +188,10 @@ TEST(PagerServers, AnAnswerThatComesTwiceBreaksTheConnectionOnly) {
     return is(header, Op::kGet) && twice.fetch_sub(1) > 0 ? Act::kTwice : Act::kServe;
   });
   for (std::uint64_t i = 0; i < options.pages; i++) rig.expect_page(i);
+  const ServerEvent lost = rig.event(0);
+  EXPECT_EQ(lost.state, LinkState::kLost);
+  EXPECT_NE(lost.error.find("a request that was not made"), std::string::npos) << lost.error;
+  EXPECT_EQ(rig.event(1).state, LinkState::kConnected);
 }
 
 TEST(PagerServers, ALostPageIsNotMadeUp) {
@@ -469,6 +473,71 @@ TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
   rig.pager().release();
   guest.join();
   rig.server(0).open_gate();
+}
+
+// ---- Waits --------------------------------------------------------------------------------------
+
+// The longest wait that is told, once it is longer than every wait that has ended.
+PagerWait longest_wait(Rig* rig) {
+  PagerWait found;
+  EXPECT_TRUE(eventually([&] {
+    const PagerStats stats = rig->pager().stats();
+    if (stats.waits.empty() || stats.waits[0].ns <= stats.page_in_max_ns) return false;
+    found = stats.waits[0];
+    return true;
+  }));
+  return found;
+}
+
+TEST(PagerWaits, ForAPrefetchAreToldAndMeasured) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.io_timeout = std::chrono::milliseconds(1000);
+  Rig rig(options);
+  rig.run();
+  std::atomic<bool> ignored{false};
+  rig.server(0).order([&](const wire::FrameHeader& header) {
+    return is(header, Op::kGet) && header.count > 1 && !ignored.exchange(true) ? Act::kIgnore
+                                                                               : Act::kServe;
+  });
+  rig.expect_page(304);
+  EXPECT_TRUE(eventually([&] { return ignored.load(); }));
+  std::atomic<pid_t> tid{0};
+  std::thread guest([&] {
+    tid = gettid();
+    rig.expect_page(305);
+  });
+  const PagerWait wait = longest_wait(&rig);
+  EXPECT_EQ(wait.page, PageIndex{305});
+  EXPECT_EQ(wait.server, ServerId{1});
+  EXPECT_EQ(wait.thread_id, static_cast<std::uint32_t>(tid.load()));
+  guest.join();
+  EXPECT_GE(rig.pager().stats().page_in_max_ns, wait.ns);
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().waiting == 0; }));
+}
+
+TEST(PagerWaits, ForRoomAreToldAndMeasured) {
+  SKIP_WITHOUT_UFFD();
+  RigOptions options;
+  options.limit = 256;
+  options.prefetch = false;
+  Rig rig(options);
+  rig.send_all();
+  ASSERT_TRUE(rig.create());
+  ASSERT_TRUE(rig.pager().claim());
+  rig.server(0).close_gate(Op::kPut);
+  ASSERT_TRUE(rig.pager().start());
+  ASSERT_TRUE(rig.pager().commit());
+  std::thread guest([&] {
+    for (std::uint64_t i = 256; i < 512; i++) rig.expect_page(i);
+  });
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().hard_waits > 0; }));
+  const PagerWait wait = longest_wait(&rig);
+  EXPECT_EQ(wait.server, kMainHost);
+  rig.server(0).open_gate();
+  guest.join();
+  EXPECT_GE(rig.pager().stats().page_in_max_ns, wait.ns);
+  EXPECT_TRUE(eventually([&] { return rig.pager().stats().waiting == 0; }));
 }
 
 // ---- The kernel ---------------------------------------------------------------------------------
