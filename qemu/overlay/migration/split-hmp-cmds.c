@@ -11,6 +11,7 @@
 #include "qapi/qapi-commands-remote-memory.h"
 #include "qobject/qdict.h"
 #include "qemu/cutils.h"
+#include "qemu/timer.h"
 
 /* "URI=SIZE,URI=SIZE,..."; a path may hold '=', a size cannot. */
 static SplitSubHostList *parse_sub_hosts(const char *text, Error **errp)
@@ -113,6 +114,15 @@ void hmp_info_remote_memory(Monitor *mon, const QDict *qdict)
     if (info->stopped) {
         monitor_printf(mon, "The VM is stopped until all servers are back "
                        "with its pages.\n");
+    }
+    for (RemoteMemoryWaitList *item = info->waits; item; item = item->next) {
+        const RemoteMemoryWait *w = item->value;
+
+        monitor_printf(mon, "thread %" PRId64 " (%s) waits for %s+0x%" PRIx64
+                       " from %s for %" PRIu64 " ms\n", w->thread_id,
+                       RemoteMemoryThread_str(w->thread), w->block, w->offset,
+                       w->uri ? w->uri : "this host, which has no room",
+                       w->duration / SCALE_MS);
     }
     for (RemoteMemoryServerList *item = info->servers; item;
          item = item->next) {

@@ -34,7 +34,8 @@ class Qmp:
     from several threads.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, oob: bool = False) -> None:
+        """With `oob`, commands can be executed out of band."""
         self._socket = connection
         self._buffer = b""
         self._next_id = 0
@@ -44,7 +45,7 @@ class Qmp:
         if "QMP" not in greeting:
             raise HarnessError(f"not a QMP greeting: {greeting}")
         self.version: Json = greeting["QMP"]["version"]["qemu"]
-        self.execute("qmp_capabilities")
+        self.execute("qmp_capabilities", {"enable": ["oob"]} if oob else None)
 
     def close(self) -> None:
         """Close the connection."""
@@ -66,11 +67,11 @@ class Qmp:
         message: Json = json.loads(line)
         return message
 
-    def send(self, command: str, arguments: Json | None = None) -> None:
+    def send(self, command: str, arguments: Json | None = None, oob: bool = False) -> None:
         """Send a command without waiting; finish() must take its answer before the next one."""
         self._next_id += 1
         self._pending = command
-        request: Json = {"execute": command, "id": self._next_id}
+        request: Json = {"exec-oob" if oob else "execute": command, "id": self._next_id}
         if arguments:
             request["arguments"] = arguments
         try:
@@ -99,6 +100,11 @@ class Qmp:
                 timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
         """Run a command and return what it returns; raises QmpError."""
         self.send(command, arguments)
+        return self.finish(timeout_s)
+
+    def execute_oob(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> Any:
+        """Run a command out of band: QEMU's main loop has no part in it."""
+        self.send(command, oob=True)
         return self.finish(timeout_s)
 
     def execute_with_fd(self, command: str, arguments: Json, fd: int) -> Any:

@@ -91,9 +91,9 @@ class SplitSetup:
             raise MigrationFailed(f"the migration {phase}: {failure_text(self.source)}")
 
     def split(self, transport: str = "unix", seconds: float = 90.0,
-              **arguments: object) -> tuple[Vm, Figures]:
-        """A whole split migration that must succeed."""
-        destination = self.start_destination()
+              extra: tuple[str, ...] = (), **arguments: object) -> tuple[Vm, Figures]:
+        """A whole split migration that must succeed; `extra` is for the destination's QEMU."""
+        destination = self.start_destination(extra=self.config.extra + extra)
         self.start_split(destination.listen(transport), **arguments)
         return destination, complete(self.source, destination, seconds)
 

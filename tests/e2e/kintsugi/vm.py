@@ -146,7 +146,7 @@ class Vm:
         self.guest = Guest(self.console)
         try:
             self.qmp = Qmp(pairs["qmp"][0])
-            self.qmp2 = Qmp(pairs["qmp2"][0])
+            self.qmp2 = Qmp(pairs["qmp2"][0], oob=True)
         except HarnessError as error:
             self.process.kill()
             self.console.close()

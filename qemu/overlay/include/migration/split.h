@@ -76,12 +76,27 @@ bool remote_memory_give_up(void);
 /* The VM is gone, or did not come: gives the servers' memory back. */
 void remote_memory_cleanup(void);
 /*
- * True while the VM is stopped because a server is lost.  A vCPU may then be
- * in the middle of an instruction, so the VM must not be saved or migrated.
+ * True while a server is lost, and while the VM is stopped for one in the
+ * middle of an instruction: it must not be saved or migrated.
  */
 bool remote_memory_stopped(Error **errp);
-/* The user stops the VM for a reason of his own: it must not go on by itself. */
+/*
+ * The user stops a VM that is stopped for a lost server: it must not go on by
+ * itself.
+ */
 void remote_memory_user_stop(void);
+/*
+ * Whether the VM may start now.  If not, it will by itself, once all servers
+ * are back.
+ */
+bool remote_memory_may_start(void);
+/* False when that will not be: a server is there without the VM's pages. */
+bool remote_memory_may_run(Error **errp);
+/*
+ * QEMU is to end.  Asked out of band, as the main loop may wait for a page of
+ * a lost server, it ends without the main loop if that does not end it.
+ */
+void remote_memory_quit(void);
 
 /* ---- Between split.c, remote-memory.c and split-layout.c ---------------- */
 
