@@ -64,8 +64,8 @@ void Arena::release_extent(std::uint32_t extent) {
 }
 
 bool Arena::allocate_in_flight(std::span<SlotIndex> out, AllocationHint* hint) {
-  if (in_flight_.fetch_add(out.size()) + out.size() <= kSpareSlots - kEmergencySlots) {
-    const std::uint32_t got = allocator_->allocate(out, 0, hint);
+  if (in_flight_.fetch_add(out.size()) + out.size() <= kMaxInFlight) {
+    const std::uint32_t got = allocator_->allocate(out, hint);
     if (got == out.size()) return true;
     free(out.first(got));
   }

@@ -102,6 +102,7 @@ class Arena {
   static constexpr std::uint32_t kSpareSlots = 4096;
   // Of these, never in flight: for publishing what had to be received elsewhere, a page a thread.
   static constexpr std::uint32_t kEmergencySlots = 128;
+  static constexpr std::uint32_t kMaxInFlight = kSpareSlots - kEmergencySlots;
   static constexpr std::size_t kExtentBytes = SlotAllocator::kExtentSlots * kPageSize;
   static constexpr std::uint64_t kMaxCapacityPages = (std::uint64_t{1} << 32) - (1U << 20);
 
@@ -141,7 +142,7 @@ class Arena {
   [[nodiscard]] std::uint64_t in_flight() const { return in_flight_.load(); }
   // For publishing: false only when the machine is out of memory.
   bool allocate_emergency(SlotIndex* out, AllocationHint* hint) {
-    return allocator_->allocate({out, 1}, 0, hint) == 1;
+    return allocator_->allocate({out, 1}, hint) == 1;
   }
   void free(std::span<const SlotIndex> slots) { allocator_->free(slots); }
   void trim() { allocator_->trim(kEmergencySlots); }

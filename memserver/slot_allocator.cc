@@ -68,15 +68,14 @@ bool SlotAllocator::choose(AllocationHint* hint) {
   return hint->extent != kEnd;
 }
 
-std::uint32_t SlotAllocator::allocate(std::span<SlotIndex> out, std::uint64_t keep,
-                                      AllocationHint* hint) {
+std::uint32_t SlotAllocator::allocate(std::span<SlotIndex> out, AllocationHint* hint) {
   const std::lock_guard lock(mutex_);
   std::uint32_t got = 0;
-  while (got < out.size() && free_slots_ > keep && choose(hint)) {
+  while (got < out.size() && choose(hint)) {
     Extent& extent = extents_[hint->extent];
     for (std::uint32_t word = 0; word < extent.free_bits.size(); word++) {
       std::uint64_t& bits = extent.free_bits[word];
-      while (bits != 0 && got < out.size() && free_slots_ > keep) {
+      while (bits != 0 && got < out.size()) {
         const auto bit = static_cast<std::uint32_t>(std::countr_zero(bits));
         bits &= bits - 1;
         out[got++] = hint->extent * kExtentSlots + word * 64 + bit;

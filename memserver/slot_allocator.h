@@ -34,9 +34,9 @@ class SlotAllocator {
   SlotAllocator(std::uint32_t extents, std::function<bool(std::uint32_t)> populate,
                 std::function<void(std::uint32_t)> release);
 
-  // Fills `out` from the front with free slots and returns how many: fewer when fewer than
-  // out.size() + `keep` are free, or when there is no memory for more.
-  std::uint32_t allocate(std::span<SlotIndex> out, std::uint64_t keep, AllocationHint* hint);
+  // Fills `out` from the front with free slots and returns how many: fewer when fewer are free, or
+  // when there is no memory for more.
+  std::uint32_t allocate(std::span<SlotIndex> out, AllocationHint* hint);
   void free(std::span<const SlotIndex> slots);
   // Takes memory back from empty extents, until no more than `keep` slots would be left usable
   // meanwhile. Returns the number of extents.

@@ -121,9 +121,9 @@ class WaitTable {
       const std::uint64_t since = since_[slot].load(std::memory_order_relaxed);
       // The other thread may be at it as well.
       if (!keys_[slot].compare_exchange_strong(key, 0, std::memory_order_acq_rel)) return;
-      waiting_.fetch_sub(1, std::memory_order_acq_rel);
       const std::uint64_t now = now_ns();
       latency_.record(now > since ? now - since : 0);
+      waiting_.fetch_sub(1, std::memory_order_acq_rel);
       return;
     }
   }

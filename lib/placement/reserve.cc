@@ -16,6 +16,14 @@ PageCount paging_reserve(PageCount limit, PageCount chunk_pages) {
   return PageCount{std::max({limit.value / 64, kLeastPages, 2 * chunk_pages.value})};
 }
 
+Bytes paging_memory(PageCount vm_pages, std::size_t servers, Bytes eviction_queue) {
+  constexpr std::uint64_t kPageBytes = 3 + 8 + 8;
+  constexpr std::uint64_t kFixed_bytes = std::uint64_t{4} << 20;
+  constexpr std::uint64_t kServer_bytes = std::uint64_t{2} << 20;
+  return Bytes{vm_pages.value * kPageBytes + eviction_queue.value + kFixed_bytes +
+               servers * kServer_bytes};
+}
+
 Result<void> check_main_limit(PageCount limit, PageCount chunk_pages) {
   const PageCount reserve = paging_reserve(limit, chunk_pages);
   if (limit.value / 2 >= reserve.value) return {};

@@ -12,6 +12,11 @@ namespace kintsugi {
 // finds room before anything was evicted: 1/64 of it, at least 1 MiB and at least two chunks.
 [[nodiscard]] PageCount paging_reserve(PageCount limit, PageCount chunk_pages);
 
+// What paging takes beside the pages that are resident: location map and history (three bytes a
+// page of the VM), the page tables of the process and, under KVM, those of the guest (eight bytes a
+// page each, once the guest has touched all of its memory), the eviction queue, and buffers.
+[[nodiscard]] Bytes paging_memory(PageCount vm_pages, std::size_t servers, Bytes eviction_queue);
+
 // Whether paging can work within `limit`: it must hold the reserve twice. EINVAL says how much it
 // takes.
 [[nodiscard]] Result<void> check_main_limit(PageCount limit, PageCount chunk_pages);

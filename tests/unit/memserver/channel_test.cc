@@ -53,7 +53,7 @@ class ChannelTest : public ::testing::Test {
     client->feed(&put, sizeof(put));
     return client;
   }
-  static constexpr std::uint64_t kMostInFlight = Arena::kSpareSlots - Arena::kEmergencySlots;
+  static constexpr std::uint64_t kMostInFlight = Arena::kMaxInFlight;
 
   Store store_{small_arena(2048)};
 };

@@ -30,9 +30,9 @@ TEST(SlotAllocator, GivesAdjacentSlotsOfAnExtentOfItsOwn) {
   Memory m(4);
   AllocationHint a, b;
   std::array<SlotIndex, 16> first{}, second{}, third{};
-  EXPECT_EQ(m.allocator.allocate(first, 0, &a), 16U);
-  EXPECT_EQ(m.allocator.allocate(second, 0, &b), 16U);
-  EXPECT_EQ(m.allocator.allocate(third, 0, &a), 16U);
+  EXPECT_EQ(m.allocator.allocate(first, &a), 16U);
+  EXPECT_EQ(m.allocator.allocate(second, &b), 16U);
+  EXPECT_EQ(m.allocator.allocate(third, &a), 16U);
   for (std::uint32_t i = 0; i < 16; i++) {
     EXPECT_EQ(first[i], i);
     EXPECT_EQ(third[i], 16 + i);
@@ -41,35 +41,25 @@ TEST(SlotAllocator, GivesAdjacentSlotsOfAnExtentOfItsOwn) {
   EXPECT_EQ(m.populated.size(), 2U);
 }
 
-TEST(SlotAllocator, KeepsWhatItIsToldToKeep) {
-  Memory m(1);
-  AllocationHint hint;
-  std::vector<SlotIndex> out(kExtent);
-  EXPECT_EQ(m.allocator.allocate(out, 100, &hint), kExtent - 100);
-  EXPECT_EQ(m.allocator.allocate(std::span(out).first(1), 100, &hint), 0U);
-  EXPECT_EQ(m.allocator.allocate(out, 0, &hint), 100U);
-  EXPECT_EQ(m.allocator.free_slots(), 0U);
-}
-
 TEST(SlotAllocator, LackOfMemoryIsAnAnswerAndPartlyUsedExtentsAreTheLastResort) {
   Memory m(4);
   m.limit = 1;
   AllocationHint a, b;
   std::vector<SlotIndex> out(100);
-  EXPECT_EQ(m.allocator.allocate(out, 0, &a), 100U);
+  EXPECT_EQ(m.allocator.allocate(out, &a), 100U);
   // No second extent can be had: the other stream shares the first.
-  EXPECT_EQ(m.allocator.allocate(out, 0, &b), 100U);
+  EXPECT_EQ(m.allocator.allocate(out, &b), 100U);
   std::vector<SlotIndex> rest(kExtent);
-  EXPECT_EQ(m.allocator.allocate(rest, 0, &b), kExtent - 200);
+  EXPECT_EQ(m.allocator.allocate(rest, &b), kExtent - 200);
   m.limit = 2;
-  EXPECT_EQ(m.allocator.allocate(rest, 0, &b), kExtent);
+  EXPECT_EQ(m.allocator.allocate(rest, &b), kExtent);
 }
 
 TEST(SlotAllocator, TrimGivesEmptyExtentsBackButLeavesTheReserve) {
   Memory m(3);
   AllocationHint hint;
   std::vector<SlotIndex> out(2 * kExtent);
-  ASSERT_EQ(m.allocator.allocate(out, 0, &hint), 2 * kExtent);
+  ASSERT_EQ(m.allocator.allocate(out, &hint), 2 * kExtent);
   EXPECT_EQ(m.allocator.trim(0), 0U);
   m.allocator.free(std::span(out).first(kExtent));
   EXPECT_EQ(m.allocator.trim(2 * kExtent), 0U);
@@ -88,7 +78,7 @@ TEST(SlotAllocator, NoSlotIsHandedOutTwice) {
   for (int step = 0; step < 3000; step++) {
     if (random() % 2 == 0) {
       std::vector<SlotIndex> out(random() % 300 + 1);
-      out.resize(m.allocator.allocate(out, 0, &hints[random() % hints.size()]));
+      out.resize(m.allocator.allocate(out, &hints[random() % hints.size()]));
       for (const SlotIndex slot : out) ASSERT_TRUE(used.insert(slot).second) << slot;
     } else {
       std::vector<SlotIndex> freed;

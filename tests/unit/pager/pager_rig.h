@@ -70,6 +70,7 @@ struct RigOptions {
   std::uint64_t capacity = 0;  // of each server; 0: all pages
   PageOutMethod method = PageOutMethod::kAuto;
   bool prefetch = true;
+  bool zero = false;  // what is planned away is all zero, so nothing is sent
   AccessHistory* history = nullptr;
   std::chrono::milliseconds io_timeout{5000};
   std::function<Result<std::unique_ptr<Uffd>>()> open_uffd = &kintsugi::open_uffd;
@@ -139,7 +140,7 @@ class Rig {
       ASSERT_TRUE(opened) << opened.error().message;
       epochs_.push_back(opened->epoch);
       for (std::uint64_t i = 0; i < options_.pages; i++) {
-        if (plan_->owner(PageIndex{i}).value != s + 1) continue;
+        if (options_.zero || plan_->owner(PageIndex{i}).value != s + 1) continue;
         write_pattern(content.data(), i, 0);
         wire::FrameHeader put = (*connection)->request(wire::Op::kPut, i + 100);
         put.page = i;
@@ -190,7 +191,9 @@ class Rig {
     Result<std::unique_ptr<Pager>> pager = Pager::create(config(), *plan_);
     if (!pager) return pager.error();
     pager_ = std::move(*pager);
-    return pager_->add_region(memory_, PageIndex{0}, PageCount{options_.pages});
+    Result<void> added = pager_->add_region(memory_, PageIndex{0}, PageCount{options_.pages});
+    if (options_.zero) pager_->apply_zero(PageIndex{0}, PageCount{options_.pages}, true);
+    return added;
   }
   void run() {
     send_all();

@@ -6,11 +6,15 @@
 #include <sys/wait.h>
 
 #include <atomic>
+#include <cstdio>
+#include <fstream>
 #include <random>
+#include <string>
 #include <thread>
 
 #include "pager/faulty_uffd.h"
 #include "pager/pager_rig.h"
+#include "placement/reserve.h"
 
 namespace kintsugi::test {
 namespace {
@@ -351,6 +355,56 @@ INSTANTIATE_TEST_SUITE_P(Methods, PageOut,
                                   : info.param == PageOutMethod::kWriteProtect ? "WriteProtect"
                                                                                : "Pageout";
                          });
+
+// From /proc/self: KiB of a field such as "Anonymous:".
+std::uint64_t proc_kib(const char* file, const std::string& field) {
+  std::ifstream in(file);
+  for (std::string word; in >> word;) {
+    std::uint64_t kib = 0;
+    if (word == field && in >> kib) return kib;
+  }
+  ADD_FAILURE() << "no " << field << " in " << file;
+  return 0;
+}
+
+// What paging takes is what is checked against the host's limit, and documented.
+TEST(Pager, TakesTheMemoryThatItSays) {
+  SKIP_WITHOUT_UFFD();
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer takes memory of its own";
+#endif
+  constexpr std::uint64_t kHugePage = 512;
+  RigOptions options;
+  options.pages = 1U << 21;  // 8 GiB
+  options.local = 16;
+  options.limit = 8192;
+  options.servers = 3;
+  options.zero = true;
+  const auto own_kib = [] {
+    return proc_kib("/proc/self/smaps_rollup", "Anonymous:") +
+           proc_kib("/proc/self/status", "VmPTE:");
+  };
+  auto history = AccessHistory::create({.pages = PageCount{options.pages},
+                                        .chunk_pages = PageCount{options.chunk_pages},
+                                        .policy = AccessPolicy::kAging});
+  ASSERT_TRUE(history);
+  options.history = history->get();
+  Rig rig(options);
+  const std::uint64_t before = own_kib();
+  rig.run();
+  for (std::uint64_t i = 0; i < options.pages; i++) (*history)->mark(PageIndex{i});
+  // One page of each table.
+  for (std::uint64_t i = 0; i < options.pages; i += kHugePage) rig.page(i)[0] = 1;
+  const std::uint64_t guest_kib = rig.pager().stats().resident_pages * 4;
+  const double taken = static_cast<double>(own_kib() - before - guest_kib);
+  // But for what KVM would have, and the eviction queue.
+  const double said = static_cast<double>(
+      (paging_memory(PageCount{options.pages}, options.servers, Bytes{0}).value -
+       8 * options.pages) >> 10);
+  std::printf("taken %.0f KiB, said %.0f KiB\n", taken, said);
+  EXPECT_LE(taken, said);
+  EXPECT_GE(taken, said / 2) << "it asks for far more than it takes";
+}
 
 TEST(Pager, AfterForkNothingIsLost) {
   SKIP_WITHOUT_UFFD();
