@@ -38,6 +38,26 @@ def test_patches_carry_their_new_files(filled):
     assert content["series"].decode() == f"# In this order.\n{PATCH1}\n{PATCH2}\n"
 
 
+def test_topics_and_their_cover_letters_stay(filled):
+    """Comments above the patches name the topics, also when patches come, change and go."""
+    series = filled.repo / "series"
+    series.write_text(f"# Topics.\n# --- ksm\n{PATCH1}\n# --- tests\n{PATCH2}\n",
+                      encoding="utf-8")
+    (filled.repo / "tests.cover").write_text("Subject: tests\n", encoding="utf-8")
+    filled.ok("tree")
+    filled.commit("mm/ksm.c", "int line_30;", "int line_30;\nint more;", "mm/ksm: Add another")
+    filled.git("commit", "-q", "--amend", "-m", "mm/ksm: Add another\n\nFixes: nothing")
+    filled.ok("refresh")
+    assert series.read_text(encoding="utf-8") == (
+        f"# Topics.\n# --- ksm\n{PATCH1}\n# --- tests\n{PATCH2}\n0003-mm-ksm-Add-another.patch\n")
+    filled.git("rebase", "-q", "--onto", "HEAD~2", "HEAD~1")   # without the second
+    filled.ok("refresh")
+    assert series.read_text(encoding="utf-8") == (
+        f"# Topics.\n# --- ksm\n{PATCH1}\n# --- tests\n0002-mm-ksm-Add-another.patch\n")
+    assert filled.content()["tests.cover"] == b"Subject: tests\n"
+    assert "as the repository says" in filled.ok("status")
+
+
 def test_round_trip_gives_the_same_bytes(filled):
     before, head = filled.content(), filled.git("rev-parse", "HEAD")
     shutil.rmtree(filled.tree)
