@@ -153,9 +153,17 @@ tidy: ## what no other linter sees: long lines, orphan files, dead links
 
 ## Install and clean
 
-.PHONY: install clean distclean
-install: memserver ## memory server, man page and systemd unit: PREFIX=, DESTDIR=
-	@DESTDIR="$(DESTDIR)" cmake --install build/cmake --prefix "$(PREFIX)"
+.PHONY: install deb test-deb clean distclean
+install: all ## QEMU with the suffix -kintsugi, memory server, units, rule: PREFIX=, DESTDIR=
+	@DESTDIR="$(DESTDIR)" scripts/install.sh "$(PREFIX)"
+
+deb: all ## Debian packages for this machine's release: build/deb/*.deb
+	@scripts/deb.sh
+
+test-deb: deb ## the packages installed, used and purged in a clean root of this release
+	@mkdir -p build/results
+	@scripts/deps.sh deb
+	@$(PYTEST) -v tests/deb --junitxml=build/results/test-deb.xml $(TESTS)
 
 clean: ## remove what was built, keep build/qemu and build/linux
 	@if [ -d build ]; then \

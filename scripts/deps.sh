@@ -5,6 +5,7 @@
 #
 #   deps.sh               install what is missing
 #   deps.sh kernel-deb    the same, with what `make kernel-deb` alone needs
+#   deps.sh deb           the same for `make deb` and `make test-deb`
 #   deps.sh --list        print the package list of this machine's release
 set -eu
 
@@ -27,6 +28,10 @@ packages="
     python3 python3-venv python3-setuptools python3-pytest python3-pytest-xdist
     dpkg-dev xz-utils bzip2
     libglib2.0-dev libpixman-1-dev zlib1g-dev libfdt-dev libattr1-dev flex bison
+    libaio-dev libbpf-dev libbz2-dev libcacard-dev libcap-ng-dev libcapstone-dev libfuse3-dev
+    libgnutls28-dev libibverbs-dev libjpeg-dev libncurses-dev libpmem-dev libpng-dev librdmacm-dev
+    libsasl2-dev libseccomp-dev libslirp-dev libudev-dev libusb-1.0-0-dev libusbredirparser-dev
+    libvdeplug-dev libzstd-dev
     bc libelf-dev libssl-dev libcap-dev libnuma-dev lz4
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
@@ -34,7 +39,10 @@ packages="
     shellcheck gdb spin
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
-[ "${1:-}" != kernel-deb ] || packages="$packages debhelper rsync kmod"
+case "${1:-}" in
+kernel-deb) packages="$packages debhelper rsync kmod" ;;
+deb) packages="$packages debhelper debootstrap lintian" ;;
+esac
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086
 packages=$(echo $packages)

@@ -45,6 +45,18 @@ def test_run_passes_its_arguments_to_make():
     assert "tidy.py" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["a b", "a:b", "a$b", "a'b", "a#b"])
+def test_run_refuses_a_path_that_cannot_be_built_in(tmp_path, name):
+    checkout = tmp_path / name
+    (checkout / "scripts").mkdir(parents=True)
+    (checkout / "scripts" / "run").write_bytes((ROOT / "scripts" / "run").read_bytes())
+    (checkout / "Makefile").write_text("all:\n\t@echo made\n")
+    done = subprocess.run(["sh", str(checkout / "scripts" / "run"), "all"], text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and not done.stdout
+    assert "move the checkout" in done.stderr
+
+
 def test_package_list_has_no_duplicates():
     done = subprocess.run([str(ROOT / "scripts" / "deps.sh"), "--list"], text=True,
                           stdout=subprocess.PIPE, check=True)
