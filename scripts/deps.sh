@@ -36,7 +36,7 @@ packages="
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
     libsystemd-dev seabios qemu-system-data ipxe-qemu busybox-static cpio iproute2 mandoc
-    shellcheck gdb spin
+    shellcheck gdb spin openssl
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
 case "${1:-}" in

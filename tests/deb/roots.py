@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A clean Debian root: made by debootstrap once, kept as a tarball, unpacked for each use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+# pylint: disable=wrong-import-position
+import debian_fetch  # noqa: E402
+
+USER = "operator"   # may use KVM; no other rights
+NOT_OURS = ("/dev/", "/proc/", "/sys/", "/run/", "/tmp/", "/var/cache/", "/var/log/",
+            "/var/lib/apt/", "/var/lib/dpkg/", "/etc/ld.so.cache", "/var/lib/systemd/")
+
+
+class RootError(Exception):
+    """A command in a root failed."""
+
+
+def tarball(codename: str) -> Path:
+    """A minimal root of the machine's own mirror."""
+    path = debian_fetch.cache_dir() / f"root-{codename}.tar"
+    if path.exists():
+        return path
+    uri, _ = debian_fetch.main_archive(
+        Path("/etc/apt"), debian_fetch.os_release()["VERSION_CODENAME"], debian_fetch.origins())
+    half = path.with_suffix(f".{os.getpid()}")
+    made = half.with_suffix(".dir")
+    try:
+        subprocess.run(["debootstrap", "--variant=minbase", codename, str(made), uri], check=True,
+                       stdout=subprocess.DEVNULL)
+        (made / "etc/apt/sources.list").write_text(f"deb {uri} {codename} main\n",
+                                                   encoding="utf-8")
+        subprocess.run(["tar", "-C", str(made), "-cf", str(half), "."], check=True)
+        half.rename(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        half.unlink(missing_ok=True)
+    return path
+
+
+class Root:
+    """One clean root at `path`, which close() removes."""
+
+    def __init__(self, path: Path, codename: str) -> None:
+        self.path = path
+        self._mounts: list[Path] = []
+        path.mkdir(parents=True)
+        subprocess.run(["tar", "-C", str(path), "-xf", str(tarball(codename))], check=True)
+        shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
+        for settings in Path("/etc/apt/apt.conf.d").iterdir():
+            shutil.copy(settings, path / "etc/apt/apt.conf.d")
+        # Nothing is started on installation; what would be is what a test looks at.
+        policy = path / "usr/sbin/policy-rc.d"
+        policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+        policy.chmod(0o755)
+
+    def close(self) -> None:
+        """Unmount, and remove it."""
+        for mount in reversed(self._mounts):
+            subprocess.run(["umount", "-l", str(mount)], check=True)
+        shutil.rmtree(self.path)
+
+    def bind(self, source: Path, target: str | None = None) -> None:
+        """Show a directory of the machine, by default at the same path."""
+        at = self.path / str(target or source).lstrip("/")
+        at.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "--bind", str(source), str(at)], check=True)
+        self._mounts.append(at)
+
+    def run(self, *command: str, wanted: int = 0) -> str:
+        """Run a command as root in it, and return what it said."""
+        done = subprocess.run(["chroot", str(self.path), *command], text=True, check=False,
+                              env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C",
+                                   "DEBIAN_FRONTEND": "noninteractive"},
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+        if done.returncode != wanted:
+            raise RootError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}")
+        return done.stdout
+
+    def install(self, packages: Sequence[str | Path]) -> str:
+        """apt-get install, of names and of files."""
+        names = []
+        for package in packages:
+            if isinstance(package, Path):
+                shutil.copy(package, self.path / "tmp")
+                names.append(f"/tmp/{package.name}")
+            else:
+                names.append(package)
+        return self.run("apt-get", "install", "-qy", "--no-install-recommends", *names)
+
+    def files(self) -> set[str]:
+        """Every path in it but what packages leave behind by design."""
+        found = set()
+        for directory, _, names in os.walk(self.path):
+            for name in names:
+                path = "/" + str((Path(directory) / name).relative_to(self.path))
+                if not path.startswith(NOT_OURS):
+                    found.add(path)
+        return found
+
+    def wrapper(self, program: str, at: Path) -> Path:
+        """A script on the machine that runs a program in it as USER."""
+        at.write_text(f'#!/bin/sh\nexec chroot --userspec={USER}:kvm --groups=kvm {self.path} '
+                      f'{program} "$@"\n', encoding="utf-8")
+        at.chmod(0o755)
+        return at
