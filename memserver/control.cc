@@ -144,6 +144,9 @@ void ControlSocket::serve(int fd) const {
         if (sent < 0 && errno != EAGAIN && errno != EINTR) return;
         if (sent < 0 && errno == EAGAIN && !wait_for(fd, POLLOUT, kClientTimeoutMs)) return;
       }
+      // Who asks again and again does not keep others out.
+      pollfd others{listener_->fd(), POLLIN, 0};
+      if (poll(&others, 1, 0) > 0) return;
       continue;
     }
     if (input.size() > kMaxLineBytes || !wait_for(fd, POLLIN, kClientTimeoutMs)) return;

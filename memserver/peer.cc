@@ -78,8 +78,9 @@ bool Peer::Progress::stuck(bool now_waiting, std::uint64_t now_part, std::uint64
 }
 
 std::optional<TimePoint> Peer::idle_since(TimePoint now) const {
-  const bool idle = !closed_ && channel_->greeted() && !channel_->bound() && !channel_->closing();
-  if (!idle || now - started_ <= kIdleBeforeGone) return std::nullopt;
+  if (closed_ || channel_->bound() || channel_->closing()) return std::nullopt;
+  const auto patience = channel_->greeted() ? kIdleBeforeGone : kSilentBeforeGone;
+  if (now - started_ <= patience) return std::nullopt;
   return started_;
 }
 

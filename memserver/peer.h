@@ -26,6 +26,7 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   static constexpr std::size_t kProgressBytes = std::size_t{64} << 10;
   // Before that a connection may be about to be bound.
   static constexpr std::chrono::seconds kIdleBeforeGone{10};
+  static constexpr std::chrono::seconds kSilentBeforeGone{1};
 
   // What must not stand still.
   struct Progress {
@@ -44,8 +45,8 @@ class Peer final : public SocketHandler, public std::enable_shared_from_this<Pee
   void pump();
   void close();
   void check_timeouts(TimePoint now);
-  // When it has connected, if it may have to make room for others: it has said Hello long ago, and
-  // has no session.
+  // When it has connected, if it may have to make room for others: it has no session, and has said
+  // Hello long ago or not soon.
   [[nodiscard]] std::optional<TimePoint> idle_since(TimePoint now) const;
 
   void on_received(int result) override;

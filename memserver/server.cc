@@ -240,7 +240,9 @@ bool Server::accept_from(const Listener& listener) {
   Worker* worker = workers_[next_worker_++ % workers_.size()].get();
   const bool refuse = open >= max_connections_;
   // Who asks again finds room, unless all are in use.
-  if (refuse) worker->loop->post([worker] { worker->peers->close_idle(); });
+  for (const std::unique_ptr<Worker>& each : workers_) {
+    if (refuse) each->loop->post([at = each.get()] { at->peers->close_idle(); });
+  }
   // Counted here, not in the loop, so that a burst of connections cannot slip past the bound.
   count(worker->stats.connections_accepted);
   Channel::Options options;

@@ -84,7 +84,8 @@ Sessions::Opened Sessions::open(const wire::OpenRequest& request) {
   }
   const std::uint64_t table_pages =
       Session::max_table_pages(request.vm_pages, request.capacity_pages);
-  if (table_pages > arena_->max_table_pages().value - table_pages_) {
+  // Sessions of an arena that had another bound may be beyond it already.
+  if (table_pages + table_pages_ > arena_->max_table_pages().value) {
     spdlog::warn(
         "the page table of a VM of {} may take {}, and all may take {}: VMs are too large for this "
         "capacity",

@@ -138,7 +138,8 @@ void FaultThread::handle(const UffdFault& fault) {
   if (fault.write_protect) {
     on_write_protected(page, host);
   } else {
-    on_missing(page, host, fault.thread_id);
+    waiter_ = fault.thread_id;
+    on_missing(page, host);
   }
 }
 
@@ -193,7 +194,7 @@ bool FaultThread::install_zero(char* host) {
   return false;
 }
 
-void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id) {
+void FaultThread::on_missing(PageIndex page, char* host) {
   bool lift = false;
   bool noted = false;
   for (;;) {
@@ -213,7 +214,7 @@ void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id
       // It comes with the rest of its chunk. Whoever gives that up wakes the page.
       if (!noted) {
         // If it has come meanwhile, P may not have seen that somebody waits.
-        core_.waits.begin(page, now_, thread_id);
+        core_.waits.begin(page, now_, waiter_);
         noted = true;
         continue;
       }
@@ -224,11 +225,11 @@ void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id
     if (!claim) {
       // Asked for already, or between mapped and unmapped: whoever is at it wakes this one too.
       if (claim.seen.urgent()) {
-        core_.waits.begin(page, now_, thread_id);
+        core_.waits.begin(page, now_, waiter_);
         return;
       }
       if (claim.seen.state() == PageState::kUnmapping) {
-        if (noted) core_.waits.end(page);
+        core_.waits.end(page);
         return;
       }
       continue;  // became EvictingWp
@@ -251,7 +252,7 @@ void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id
           return;
         }
         if (core_.take_room(1, core_.fault_limit())) {
-          ask(page, claim.seen.server(), thread_id);
+          ask(page, claim.seen.server());
           core_.evict_if_short();
           return;
         }
@@ -264,7 +265,7 @@ void FaultThread::on_missing(PageIndex page, char* host, std::uint32_t thread_id
     }
     core_.map.abandon_urgent(page);
     if (!retrying_) core_.faults.hard_waits.add();
-    defer(page, thread_id);
+    defer(page);
     return;
   }
 }
@@ -343,8 +344,8 @@ void FaultThread::on_write_protected(PageIndex page, char* host) {
 }
 
 // The page is claimed, and there is room for it.
-void FaultThread::ask(PageIndex page, ServerId server, std::uint32_t thread_id) {
-  core_.waits.begin(page, now_, thread_id);
+void FaultThread::ask(PageIndex page, ServerId server) {
+  core_.waits.begin(page, now_, waiter_);
   const std::uint16_t index = free_slots_[--free_count_];
   Slot& slot = slots_[index];
   slot.page = page;
@@ -369,8 +370,8 @@ void FaultThread::wish_for_chunk(PageIndex page) {
   }
 }
 
-void FaultThread::defer(PageIndex page, std::uint32_t thread_id) {
-  core_.waits.begin(page, now_, thread_id);
+void FaultThread::defer(PageIndex page) {
+  core_.waits.begin(page, now_, waiter_);
   // on_missing() is only called while there is a place: see `room` in run().
   deferred_[deferred_count_++] = page;
   core_.room_wanted.store(true, std::memory_order_seq_cst);
@@ -388,7 +389,7 @@ void FaultThread::retry_deferred() {
       deferred_[deferred_count_++] = page;
       continue;
     }
-    on_missing(page, core_.regions.host(page), 0);
+    on_missing(page, core_.regions.host(page));
   }
   retrying_ = false;
 }

@@ -59,14 +59,13 @@ class FaultThread {
   int wait(std::span<epoll_event> events);
   void read_faults();
   void handle(const UffdFault& fault);
-  // `thread_id`: who waits; 0 when it is known already.
-  void on_missing(PageIndex page, char* host, std::uint32_t thread_id);
+  void on_missing(PageIndex page, char* host);
   void on_write_protected(PageIndex page, char* host);
   void serve_from_queue(PageIndex page, char* host);
   void fill_zero(PageIndex page, char* host);
-  void ask(PageIndex page, ServerId server, std::uint32_t thread_id);
+  void ask(PageIndex page, ServerId server);
   void wish_for_chunk(PageIndex page);
-  void defer(PageIndex page, std::uint32_t thread_id = 0);
+  void defer(PageIndex page);
   void retry_deferred();
   // True when the page is in place (whoever put it there); false: try again later.
   [[nodiscard]] bool install(char* host, const void* content);
@@ -99,6 +98,7 @@ class FaultThread {
   bool wished_ = false;
   bool released_ = false;
   bool retrying_ = false;  // in retry_deferred()
+  std::uint32_t waiter_ = 0;  // thread whose fault is being handled
   std::uint64_t now_ = 0;  // of the current round
   std::uint64_t checked_ns_ = 0;
   std::unique_ptr<char[]> zero_page_;

@@ -254,11 +254,12 @@ void PrefetchThread::complete(PageIndex first, unsigned pages, ServerId server) 
     if (core_.stopping.load(std::memory_order_acquire)) return;
     sched_yield();
   }
+  const std::uint64_t now = now_ns();
   unsigned fetched = 0;
   for (unsigned i = 0; i < pages; i++) {
     if (core_.map.complete_prefetch(first + PageCount{i})) fetched++;
   }
-  end_waits(first, pages);
+  end_waits(first, pages, now);
   if (fetched < pages) core_.give_room(pages - fetched);
   core_.counters(server).pages.fetch_sub(fetched, std::memory_order_relaxed);
   core_.counters(server).prefetched.add(fetched);
@@ -266,19 +267,20 @@ void PrefetchThread::complete(PageIndex first, unsigned pages, ServerId server) 
 }
 
 void PrefetchThread::give_up(PageIndex first, unsigned pages) {
+  const std::uint64_t now = now_ns();
   for (unsigned i = 0; i < pages; i++) {
     const PageIndex page = first + PageCount{i};
     core_.map.abandon_prefetch(page);
     // Whoever faulted meanwhile and was told to wait for this faults again.
     (void)core_.uffd->wake(core_.regions.host(page), kPageSize).error;
   }
-  end_waits(first, pages);
+  end_waits(first, pages, now);
   core_.give_room(pages);
 }
 
-void PrefetchThread::end_waits(PageIndex first, unsigned pages) {
+void PrefetchThread::end_waits(PageIndex first, unsigned pages, std::uint64_t at) {
   core_.waits.fence();
-  for (unsigned i = 0; i < pages; i++) core_.waits.end(first + PageCount{i});
+  for (unsigned i = 0; i < pages; i++) core_.waits.end(first + PageCount{i}, at);
 }
 
 void PrefetchThread::flush(BulkLane& lane) {

@@ -55,8 +55,8 @@ class PrefetchThread {
   void install(PageIndex first, unsigned pages, const std::uint8_t* content, ServerId server);
   void complete(PageIndex first, unsigned pages, ServerId server);
   void give_up(PageIndex first, unsigned pages);
-  // Of pages that are here, or whose waiters were woken.
-  void end_waits(PageIndex first, unsigned pages);
+  // Of pages that are here, or whose waiters were woken, from `at` on.
+  void end_waits(PageIndex first, unsigned pages, std::uint64_t at);
   void flush(BulkLane& lane);
   void check_links();
   void check_timeouts(std::uint64_t now);

@@ -68,15 +68,18 @@ class WaitTable {
       if (key == 0) free = slot;
     }
     if (free == kSlots) return;
+    // Before the key: whoever sees that nobody waits must not leave one in.
+    waiting_.fetch_add(1, std::memory_order_acq_rel);
     since_[free].store(now, std::memory_order_relaxed);
     threads_[free].store(thread_id, std::memory_order_relaxed);
     keys_[free].store(page.value + 1, std::memory_order_release);
-    waiting_.fetch_add(1, std::memory_order_acq_rel);
+    fence();
   }
 
-  // After the page was installed or its waiters woken: notes how long the wait was. F or P.
-  void end(PageIndex page) {
-    if (waiting_.load(std::memory_order_relaxed) > 0) take(page);
+  // After the page was installed or its waiters woken, at `at`: notes how long the wait was. One
+  // that began later is another's. F or P.
+  void end(PageIndex page, std::uint64_t at = UINT64_MAX) {
+    if (waiting_.load(std::memory_order_relaxed) > 0) take(page, at);
   }
   // On P, between completing pages in the location map and end() for them.
   void fence() { waiting_.fetch_add(0, std::memory_order_acq_rel); }
@@ -113,12 +116,13 @@ class WaitTable {
     return (page.value * 0x9e3779b97f4a7c15U >> (64 - kBucketBits)) * kWays;
   }
 
-  void take(PageIndex page) {
+  void take(PageIndex page, std::uint64_t at) {
     const std::size_t first = bucket(page);
     for (std::size_t slot = first; slot < first + kWays; slot++) {
       std::uint64_t key = keys_[slot].load(std::memory_order_acquire);
       if (key != page.value + 1) continue;
       const std::uint64_t since = since_[slot].load(std::memory_order_relaxed);
+      if (since > at) return;
       // The other thread may be at it as well.
       if (!keys_[slot].compare_exchange_strong(key, 0, std::memory_order_acq_rel)) return;
       const std::uint64_t now = now_ns();

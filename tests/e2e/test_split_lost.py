@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kintsugi.lost import LOST_S, check_goes_on, wait_back, wait_lost
+from kintsugi.migrate import query, speed_up
 from kintsugi.qmp import Json, QmpError
 from kintsugi.split import SplitSetup, query_remote
 from kintsugi.util import poll_until
@@ -18,6 +20,7 @@ from kintsugi.vm import Vm
 pytestmark = pytest.mark.split
 MakeSetup = Callable[..., SplitSetup]
 TRACED = ("-trace", "vm_state_notify")
+SLEEP = "o/w 0x604 0x2400"   # what the guest's ACPI driver writes
 
 
 @pytest.fixture
@@ -112,8 +115,56 @@ def test_reset_while_a_server_is_lost(kept: SplitSetup) -> None:
     kept.servers[1].start()
     destination.qmp.finish()
     wait_back(destination, kept.servers[1].uri)
+    destination.qmp.wait_event("RESET")
     destination.wait_status("running")
-    assert notified(destination) in ([True], [True, False, True])
+    assert notified(destination) == [True, False, True]
+    destination.guest.wait_ready()
+
+
+def test_asleep_while_a_server_is_lost(kept: SplitSetup) -> None:
+    """Asked to sleep when it is stopped halfway, a VM does so once it goes on; one in S3 is not
+    woken without its memory."""
+    destination = lose_server(kept)
+    destination.hmp(SLEEP)
+    assert destination.status() == "io-error"
+    bring_back(kept, destination)
+    destination.wait_status("suspended")
+
+    kept.servers[1].kill()
+    destination.qmp.wait_event("REMOTE_MEMORY_SERVER_LOST", LOST_S)
+    with pytest.raises(QmpError, match="memory server is lost"):
+        destination.qmp.execute("system_wakeup")
+    assert destination.status() == "suspended"
+    bring_back(kept, destination)
+    destination.qmp.execute("system_wakeup")
+    destination.qmp.wait_event("WAKEUP")
+
+
+def test_cancelled_switchover_while_a_server_is_lost(kept: SplitSetup) -> None:
+    """The VM is not left in a state in which `stop` and `cont` do nothing."""
+    destination, _ = kept.split()
+    destination.guest.wait_beats()
+    other = kept.start_destination()
+    destination.set_capabilities(pause_before_switchover=True)
+    speed_up(destination)
+    destination.qmp.execute("migrate", {"uri": other.listen()})
+    poll_until("it is stopped for the switch-over",
+               lambda: query(destination)["status"] == "pre-switchover", 60)
+    kept.servers[1].kill()
+    destination.qmp.wait_event("REMOTE_MEMORY_SERVER_LOST", LOST_S)
+    destination.qmp.execute("migrate_cancel")
+    destination.wait_status("paused")
+    destination.qmp.execute("stop")
+    bring_back(kept, destination)
+    assert destination.status() == "paused"
+    destination.qmp.execute("cont")
+    check_goes_on(destination)
+
+
+def test_terminated_while_the_main_loop_waits(setup: SplitSetup) -> None:
+    destination, _ = wait_in_main_loop(setup)
+    destination.process.signal(signal.SIGTERM)
+    assert destination.process.wait(LOST_S) == 0
 
 
 # ---- The main loop waits for a page --------------------------------------------------------------

@@ -12,6 +12,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/eventfd.h>
 #include "block/aio.h"
 #include "hw/core/cpu.h"
 #include "migration/split.h"
@@ -32,7 +33,7 @@
 #include "system/system.h"
 #include "trace.h"
 
-/* How long the main loop may take to end QEMU when a monitor thread asked. */
+/* How long the main loop may take to end QEMU before it is ended without. */
 #define QUIT_PATIENCE_US (2 * G_USEC_PER_SEC)
 
 /* Under the BQL. */
@@ -42,6 +43,7 @@ static struct {
     bool stopped;      /* atomic */
     bool stay;         /* ...as the operator stopped it meanwhile */
     bool pages_lost;   /* ...or as pages were lost: the operator must look */
+    GHashTable *without_pages; /* URIs of servers that are there without them */
     bool halfway;      /* it is stopped without anybody having been notified */
     Notifier shutdown; /* registered: notify is set */
 } lost;
@@ -60,6 +62,9 @@ static struct {
     /* Set when QEMU ends: whoever hears of a lost server then ends it. */
     bool quitting;
 } inbox;
+
+/* Written to when QEMU is to end, from any thread and from signal handlers. */
+static int quit_fd = -1;
 
 /* ---- Stopping and going on ----------------------------------------------- */
 
@@ -127,7 +132,7 @@ bool remote_lost_stopped(void)
 
 bool remote_memory_may_run(Error **errp)
 {
-    if (lost.servers && lost.pages_lost) {
+    if (lost.without_pages && g_hash_table_size(lost.without_pages)) {
         error_setg(errp, "a memory server lost pages of this VM: the VM can "
                    "go on only when they are there again");
         return false;
@@ -135,18 +140,29 @@ bool remote_memory_may_run(Error **errp)
     return true;
 }
 
-bool remote_memory_may_start(void)
+bool remote_memory_may_start(bool step)
 {
     Error *err = NULL;
 
+    if (runstate_is_running()) {
+        return true;
+    }
     if (!lost.servers) {
         finish_stop();
         qatomic_set(&lost.stopped, false);
         lost.pages_lost = false;
         return true;
     }
+    /* States that only a start leaves, and in which stop and cont do nothing. */
+    if (runstate_check(RUN_STATE_INMIGRATE) ||
+        runstate_check(RUN_STATE_FINISH_MIGRATE)) {
+        runstate_set(RUN_STATE_PAUSED);
+    }
     if (!remote_memory_may_run(&err)) {
         error_report_err(err);
+        return false;
+    }
+    if (step) {
         return false;
     }
     info_report("remote memory: the VM goes on as soon as its memory servers "
@@ -192,12 +208,14 @@ static void handle_server_news(const ServerNews *news)
     case KS_SERVER_PAGES_LOST:
         /* Still lost; only the operator can make it go on. */
         lost.pages_lost = true;
+        g_hash_table_add(lost.without_pages, g_strdup(news->uri));
         qapi_event_send_remote_memory_pages_lost(news->uri, news->error);
         error_report("remote memory: %s", news->error);
         break;
     case KS_SERVER_CONNECTED:
         assert(lost.servers);
         lost.servers--;
+        g_hash_table_remove(lost.without_pages, news->uri);
         qapi_event_send_remote_memory_server_back(news->uri);
         if (!lost.servers) {
             go_on();
@@ -274,6 +292,11 @@ static void on_shutdown(Notifier *n, void *data)
 /* If a server is lost, the main loop may wait for it and never end QEMU. */
 static void *end_without_main_loop(void *opaque)
 {
+    uint64_t asked;
+
+    while (read(quit_fd, &asked, sizeof(asked)) != sizeof(asked)) {
+        /* interrupted */
+    }
     for (;;) {
         g_usleep(QUIT_PATIENCE_US);
         if (remote_query_lost()) {
@@ -285,14 +308,12 @@ static void *end_without_main_loop(void *opaque)
 
 void remote_memory_quit(void)
 {
-    static bool asked;
-    QemuThread thread;
+    uint64_t one = 1;
 
-    if (bql_locked() || qatomic_xchg(&asked, true)) {
+    if (quit_fd >= 0 && write(quit_fd, &one, sizeof(one)) < 0) {
+        /* It was asked before. */
         return;
     }
-    qemu_thread_create(&thread, "remote-quit", end_without_main_loop, NULL,
-                       QEMU_THREAD_DETACHED);
 }
 
 /* ---- Life ---------------------------------------------------------------- */
@@ -303,11 +324,22 @@ void remote_lost_init(void)
         qemu_mutex_init(&inbox.lock);
         inbox.news = g_queue_new();
         inbox.bh = qemu_bh_new(server_news_bh, NULL);
+        lost.without_pages = g_hash_table_new_full(g_str_hash, g_str_equal,
+                                                   g_free, NULL);
     }
 }
 
 void remote_lost_begin(void)
 {
+    QemuThread thread;
+
+    if (quit_fd < 0) {
+        quit_fd = eventfd(0, EFD_CLOEXEC);
+        if (quit_fd >= 0) {
+            qemu_thread_create(&thread, "remote-quit", end_without_main_loop,
+                               NULL, QEMU_THREAD_DETACHED);
+        }
+    }
     lost.shutdown.notify = on_shutdown;
     qemu_register_shutdown_notifier(&lost.shutdown);
 }
@@ -317,5 +349,8 @@ void remote_lost_end(void)
     if (lost.shutdown.notify) {
         notifier_remove(&lost.shutdown);
     }
-    memset(&lost, 0, sizeof(lost));
+    lost.shutdown.notify = NULL;
+    lost.servers = 0;
+    lost.stopped = lost.stay = lost.pages_lost = lost.halfway = false;
+    g_hash_table_remove_all(lost.without_pages);
 }

@@ -481,6 +481,22 @@ TEST(Server, AnswersThatAreNotReadAreGivenUp) {
   EXPECT_TRUE(good->stat().ok());
 }
 
+// Who says nothing has not a client's reasons to be there.
+TEST(Server, SilentConnectionsMakeRoomSooner) {
+  WoundServer server(2);
+  const auto bound = server.running().connect();
+  ASSERT_TRUE(bound->open(open_request(1)).ok());
+  const int silent = server.running().connect_raw();
+  while (server->figures().connections < 2) sched_yield();
+  server.wind(Peer::kSilentBeforeGone + std::chrono::seconds(1));
+  EXPECT_FALSE(Connection::connect(server.running().uri(), {}).ok());
+  EXPECT_TRUE(is_closed(silent));
+  while (server->figures().connections > 1) sched_yield();
+  const auto next = server.running().connect();
+  EXPECT_TRUE(next->attach(session_id(1), Epoch{1}).ok());
+  close(silent);
+}
+
 TEST(Server, ConnectionsWithoutASessionMakeRoom) {
   WoundServer server(3);
   const auto bound = server.running().connect();

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
@@ -85,6 +86,51 @@ TEST(WaitTable, NeitherThreadMissesTheOther) {
     ASSERT_EQ(table.waiting(), 0U) << i;
   }
   prefetch.join();
+}
+
+// Two pages that are completed while both are put in: neither stays.
+TEST(WaitTable, NoneStaysForEver) {
+  WaitTable table = make();
+  constexpr std::uint64_t kRounds = 100'000;
+  std::atomic<std::uint64_t> round{0};
+  std::atomic<std::uint64_t> ready{0};
+  std::array<std::atomic<bool>, 2> complete{};
+  std::thread prefetch([&] {
+    for (std::uint64_t i = 1; i <= kRounds; i++) {
+      while (round.load() != i) std::this_thread::yield();
+      for (const unsigned which : {0U, 1U}) {
+        complete[which].store(true, std::memory_order_release);
+        table.fence();
+        table.end(PageIndex{2 * i + which});
+      }
+      ready.store(i);
+    }
+  });
+  std::uint64_t stayed = 0;
+  for (std::uint64_t i = 1; i <= kRounds; i++) {
+    for (std::atomic<bool>& flag : complete) flag.store(false, std::memory_order_relaxed);
+    round.store(i);
+    for (const unsigned which : {0U, 1U}) {
+      const PageIndex page{2 * i + which};
+      table.begin(page, now_ns(), 1);
+      if (complete[which].load(std::memory_order_acquire)) table.end(page);
+    }
+    while (ready.load() != i) std::this_thread::yield();
+    stayed += table.list(9).size();
+    for (const PageWait& wait : table.list(9)) table.end(wait.page);
+  }
+  prefetch.join();
+  EXPECT_EQ(stayed, 0U);
+}
+
+TEST(WaitTable, AWaitThatBeganLaterIsAnothers) {
+  WaitTable table = make();
+  const std::uint64_t now = now_ns();
+  table.begin(PageIndex{5}, now, 1);
+  table.end(PageIndex{5}, now - 1);
+  EXPECT_EQ(table.waiting(), 1U);
+  table.end(PageIndex{5}, now);
+  EXPECT_EQ(table.waiting(), 0U);
 }
 
 }  // namespace

@@ -76,25 +76,20 @@ bool remote_memory_give_up(void);
 /* The VM is gone, or did not come: gives the servers' memory back. */
 void remote_memory_cleanup(void);
 /*
- * True while a server is lost, and while the VM is stopped for one in the
- * middle of an instruction: it must not be saved or migrated.
- */
-bool remote_memory_stopped(Error **errp);
-/*
  * The user stops a VM that is stopped for a lost server: it must not go on by
  * itself.
  */
 void remote_memory_user_stop(void);
 /*
  * Whether the VM may start now.  If not, it will by itself, once all servers
- * are back.
+ * are back; unless it was to make a single @step.
  */
-bool remote_memory_may_start(void);
+bool remote_memory_may_start(bool step);
 /* False when that will not be: a server is there without the VM's pages. */
 bool remote_memory_may_run(Error **errp);
 /*
- * QEMU is to end.  Asked out of band, as the main loop may wait for a page of
- * a lost server, it ends without the main loop if that does not end it.
+ * QEMU is to end.  If the main loop does not end it, as it waits for a page of
+ * a lost server, it ends without.  Any thread, and signal handlers.
  */
 void remote_memory_quit(void);
 
