@@ -5,7 +5,8 @@
 #
 #   install.sh PREFIX     below $DESTDIR, if that is set
 #
-# UNITDIR, UDEVDIR: for units and rules, instead of PREFIX/lib/systemd/system, PREFIX/lib/udev/rules.d
+# UNITDIR, UDEVDIR: for units and udev rules, instead of systemd/system and udev/rules.d below
+# PREFIX/lib.
 set -eu
 
 prefix=${1:?usage: install.sh PREFIX}

@@ -83,7 +83,7 @@ def test_an_upgrade_leaves_the_server_running(packages: dict[str, Path], make_ro
     newer = tmp_path / "newer"
     subprocess.run(["dpkg-deb", "-R", str(package), str(newer)], check=True)
     control = newer / "DEBIAN/control"
-    control.write_text(re.sub(r"^Version: (.*)$", r"Version: \1+1", control.read_text(), flags=re.M))
+    control.write_text(re.sub(r"^(Version: .*)$", r"\1+1", control.read_text(), flags=re.M))
     upgrade = tmp_path / "kintsugi-memserver_newer_amd64.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", str(newer), str(upgrade)], check=True,
                    stdout=subprocess.DEVNULL)
@@ -143,7 +143,8 @@ def test_a_vm_is_split_between_two_roots(packages: dict[str, Path], make_root: M
         destination = setup.start_destination(binary=qemu[there])
         for vm in (setup.source, destination):
             status = Path(f"/proc/{vm.process.pid}/status").read_text()
-            assert re.search(r"^Uid:\t(?!0\t)", status, re.M) and "CapEff:\t0000000000000000" in status
+            assert re.search(r"^Uid:\t(?!0\t)", status, re.M)
+            assert "CapEff:\t0000000000000000" in status
         setup.start_split(destination.listen("tcp"))
         complete(setup.source, destination, 120)
         destination.guest.verify()
