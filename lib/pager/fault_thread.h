@@ -97,9 +97,9 @@ class FaultThread {
   bool any_dirty_ = false;
   bool wished_ = false;
   bool released_ = false;
-  bool retrying_ = false;  // in retry_deferred()
+  bool retrying_ = false;     // in retry_deferred()
   std::uint32_t waiter_ = 0;  // thread whose fault is being handled
-  std::uint64_t now_ = 0;  // of the current round
+  std::uint64_t now_ = 0;     // of the current round
   std::uint64_t checked_ns_ = 0;
   std::unique_ptr<char[]> zero_page_;
 };

@@ -84,8 +84,8 @@ Result<void> choose_limits(PagerCore* core) {
 
 // Beyond it the guest's memory would end in the OOM killer, and the VM with it.
 Result<void> check_memory(const PagerCore& core) {
-  const Bytes paging = paging_memory(core.config.vm_pages, core.config.servers.size(),
-                                     Bytes{core.staging->bytes()});
+  const Bytes paging =
+      paging_memory(core.config.vm_pages, core.config.servers.size(), Bytes{core.staging->bytes()});
   const Bytes need = to_bytes(core.config.limit) + paging;
   const MemoryLimit limit = core.config.memory_limit();
   if (need.value <= limit.bytes.value) return {};

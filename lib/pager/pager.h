@@ -133,8 +133,8 @@ struct PagerStats {
   std::string method_reason;
   std::vector<PagerServerStats> servers;
   unsigned servers_lost = 0;
-  std::uint64_t waiting = 0;         // pages that somebody waits for
-  std::vector<PagerWait> waits;      // those that have waited longest, kMaxWaitsTold at most
+  std::uint64_t waiting = 0;     // pages that somebody waits for
+  std::vector<PagerWait> waits;  // those that have waited longest, kMaxWaitsTold at most
 };
 
 struct PagerCore;

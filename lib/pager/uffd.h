@@ -17,7 +17,7 @@ namespace kintsugi {
 struct UffdFault {
   std::uint64_t address = 0;  // of the access, not aligned
   bool write = false;
-  bool write_protect = false;  // the page is there but protected; else it is missing
+  bool write_protect = false;   // the page is there but protected; else it is missing
   std::uint32_t thread_id = 0;  // who waits, as gettid() says
 };
 

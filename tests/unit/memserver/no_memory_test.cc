@@ -64,8 +64,7 @@ void live_a_life(Store* store) {
   static_cast<void>(source.open(open_request(2, 512, 4096, 16)));
   static_cast<void>(source.put(0, 8, 1));
   // The other way for a Put, when all spare slots are in flight.
-  std::vector<SlotIndex> taken(Arena::kMaxInFlight -
-                               store->arena->in_flight());
+  std::vector<SlotIndex> taken(Arena::kMaxInFlight - store->arena->in_flight());
   AllocationHint hint;
   ASSERT_TRUE(store->arena->allocate_in_flight(taken, &hint));
   const auto give_back = [&] {

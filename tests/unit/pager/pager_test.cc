@@ -400,7 +400,8 @@ TEST(Pager, TakesTheMemoryThatItSays) {
   // But for what KVM would have, and the eviction queue.
   const double said = static_cast<double>(
       (paging_memory(PageCount{options.pages}, options.servers, Bytes{0}).value -
-       8 * options.pages) >> 10);
+       8 * options.pages) >>
+      10);
   std::printf("taken %.0f KiB, said %.0f KiB\n", taken, said);
   EXPECT_LE(taken, said);
   EXPECT_GE(taken, said / 2) << "it asks for far more than it takes";
