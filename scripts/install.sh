@@ -20,12 +20,10 @@ suffix=-kintsugi
 build=build/qemu-build
 
 cmake --install build/cmake --prefix "$prefix" > /dev/null
-units=${UNITDIR:-$prefix/lib/systemd/system}
-if [ "$units" != "$prefix/lib/systemd/system" ]; then
-    install -d "${DESTDIR:-}$units"
-    mv "$to"/lib/systemd/system/* "${DESTDIR:-}$units/"
-    rmdir -p --ignore-fail-on-non-empty "$to/lib/systemd/system"
-fi
+units=${DESTDIR:-}${UNITDIR:-$prefix/lib/systemd/system}
+install -D -m 644 memserver/kintsugi-memserver.service "$units/kintsugi-memserver.service"
+# Its name says where it mounts, as systemd-escape writes it.
+install -D -m 644 memserver/arena.mount "$units/var-lib-private-kintsugi\x2dmemserver.mount"
 
 for program in qemu-system-x86_64 qemu-img qemu-io qemu-nbd storage-daemon/qemu-storage-daemon; do
     install -D -m 755 "$build/$program" "$to/bin/${program##*/}$suffix"

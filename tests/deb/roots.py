@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 # pylint: disable=wrong-import-position
 import debian_fetch  # noqa: E402
 
-USER = "operator"   # may use KVM; no other rights
+USER = "vmoperator"   # may use KVM; no other rights
 NOT_OURS = ("/dev/", "/proc/", "/sys/", "/run/", "/tmp/", "/var/cache/", "/var/log/",
             "/var/lib/apt/", "/var/lib/dpkg/", "/etc/ld.so.cache", "/var/lib/systemd/")
 

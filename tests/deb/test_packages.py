@@ -118,6 +118,7 @@ def prepare(root: Root, work: Work, packages: dict[str, Path]) -> None:
             if part == root.path:
                 break
             part.chmod(part.stat().st_mode | 0o555)
+    root.bind(Path("/proc"))
     root.bind(work.temp)
 
 
