@@ -36,12 +36,12 @@ packages="
     liburing-dev libspdlog-dev libfmt-dev libcli11-dev nlohmann-json3-dev
     libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev prometheus-cpp-dev
     libsystemd-dev seabios qemu-system-data ipxe-qemu busybox-static cpio iproute2 mandoc
-    shellcheck gdb spin openssl
+    shellcheck gdb spin openssl debootstrap e2fsprogs
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
 case "${1:-}" in
 kernel-deb) packages="$packages debhelper rsync kmod" ;;
-deb) packages="$packages debhelper debootstrap lintian" ;;
+deb) packages="$packages debhelper lintian" ;;
 esac
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086
