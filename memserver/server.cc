@@ -240,8 +240,10 @@ bool Server::accept_from(const Listener& listener) {
   Worker* worker = workers_[next_worker_++ % workers_.size()].get();
   const bool refuse = open >= max_connections_;
   // Who asks again finds room, unless all are in use.
-  for (const std::unique_ptr<Worker>& each : workers_) {
-    if (refuse) each->loop->post([at = each.get()] { at->peers->close_idle(); });
+  if (refuse) {
+    for (const std::unique_ptr<Worker>& each : workers_) {
+      each->loop->post([at = each.get()] { at->peers->close_idle(); });
+    }
   }
   // Counted here, not in the loop, so that a burst of connections cannot slip past the bound.
   count(worker->stats.connections_accepted);

@@ -206,8 +206,7 @@ void ks_pager_stats(const KsPager* pager, KsPagerStats* out) {
 unsigned ks_pager_waits(const KsPager* pager, KsPagerWait* waits, unsigned max) {
   unsigned count = 0;
   guarded(nullptr, 0, [&] {
-    for (const PagerWait& wait : pager->pager->stats().waits) {
-      if (count == max) break;
+    for (const PagerWait& wait : pager->pager->waits(max)) {
       waits[count++] = {wait.page.value, wait.ns, wait.thread_id, wait.server.value};
     }
     return 0;

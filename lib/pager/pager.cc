@@ -596,13 +596,18 @@ PagerStats Pager::stats() const {
     stats.servers.push_back(std::move(server));
   }
   stats.waiting = core.waits.waiting();
-  const std::uint64_t now = now_ns();
-  for (const PageWait& wait : core.waits.list(kMaxWaitsTold)) {
-    const PageEntry entry = core.map.load(wait.page);
-    stats.waits.push_back({wait.page, now > wait.since_ns ? now - wait.since_ns : 0, wait.thread_id,
-                           entry.in_flight() ? entry.server() : kMainHost});
-  }
   return stats;
+}
+
+std::vector<PagerWait> Pager::waits(std::size_t max) const {
+  std::vector<PagerWait> waits;
+  const std::uint64_t now = now_ns();
+  for (const PageWait& wait : core_->waits.list(max)) {
+    const PageEntry entry = core_->map.load(wait.page);
+    waits.push_back({wait.page, now > wait.since_ns ? now - wait.since_ns : 0, wait.thread_id,
+                     entry.in_flight() ? entry.server() : kMainHost});
+  }
+  return waits;
 }
 
 }  // namespace kintsugi

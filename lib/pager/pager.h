@@ -97,8 +97,6 @@ struct PagerWait {
   ServerId server;              // that it comes from; kMainHost: it waits for room
 };
 
-inline constexpr std::size_t kMaxWaitsTold = 32;
-
 // Read one after the other while pages move: a page on its way may be counted in two places or
 // none. Once nothing moves, resident, remote and zero pages add up to vm_pages.
 struct PagerStats {
@@ -133,8 +131,7 @@ struct PagerStats {
   std::string method_reason;
   std::vector<PagerServerStats> servers;
   unsigned servers_lost = 0;
-  std::uint64_t waiting = 0;     // pages that somebody waits for
-  std::vector<PagerWait> waits;  // those that have waited longest, kMaxWaitsTold at most
+  std::uint64_t waiting = 0;  // pages that somebody waits for
 };
 
 struct PagerCore;
@@ -144,8 +141,8 @@ struct Region;
 //
 // Order of use: create, connect, add_region (all regions), apply_zero, claim, start, commit; then
 // guest memory is paged until stop(). Destroying it stops it. These calls belong to one thread;
-// stats(), cancel() and release() are for any. From claim() to commit() the VM may be stopped: what
-// takes time that grows with the VM or the number of servers is done before.
+// stats(), waits(), cancel() and release() are for any. From claim() to commit() the VM may be
+// stopped: what takes time that grows with the VM or the number of servers is done before.
 //
 // Threads: the fault thread (F), the prefetch thread (P), the evictor (E), and a keeper for each
 // server. None ever takes a lock that the faulting threads could hold, and none touches guest
@@ -194,6 +191,8 @@ class Pager {
   void cancel();
 
   [[nodiscard]] PagerStats stats() const;
+  // What has been waited for longest first, `max` pages at most.
+  [[nodiscard]] std::vector<PagerWait> waits(std::size_t max) const;
   [[nodiscard]] PageOutMethod method() const;
   // Whether the VM's memory is where it is meant to be: nothing resident beyond limit - reserve,
   // nothing in the eviction queue. For tests and benchmarks.

@@ -81,7 +81,7 @@ class WaitTable {
   void end(PageIndex page, std::uint64_t at = UINT64_MAX) {
     if (waiting_.load(std::memory_order_relaxed) > 0) take(page, at);
   }
-  // On P, between completing pages in the location map and end() for them.
+  // Between the page's state in the location map and the table: on P before end(), on F in begin().
   void fence() { waiting_.fetch_add(0, std::memory_order_acq_rel); }
 
   [[nodiscard]] const LatencyHistogram& latency() const { return latency_; }

@@ -311,7 +311,7 @@ void remote_memory_quit(void)
     uint64_t one = 1;
 
     if (quit_fd >= 0 && write(quit_fd, &one, sizeof(one)) < 0) {
-        /* It was asked before. */
+        /* An eventfd has room; the main loop ends QEMU anyway, if it can. */
         return;
     }
 }

@@ -82,12 +82,7 @@ TEST(PagerServers, PagesOnTheirWayOutSurviveARestart) {
   options.limit = 256;
   options.reserve = 64;
   Rig rig(options);
-  rig.send_all();
-  ASSERT_TRUE(rig.create());
-  ASSERT_TRUE(rig.pager().claim());
-  rig.server(0).close_gate(Op::kPut);
-  ASSERT_TRUE(rig.pager().start());
-  ASSERT_TRUE(rig.pager().commit());
+  rig.run(Op::kPut);
   rig.server(0).wait_for_gated(1);
   EXPECT_GT(rig.pager().stats().queued_pages, 0U);
   rig.server(0).stop();
@@ -457,12 +452,7 @@ TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
   options.limit = 256;
   options.prefetch = false;
   Rig rig(options);
-  rig.send_all();
-  ASSERT_TRUE(rig.create());
-  ASSERT_TRUE(rig.pager().claim());
-  rig.server(0).close_gate(Op::kPut);  // nothing ever gets out
-  ASSERT_TRUE(rig.pager().start());
-  ASSERT_TRUE(rig.pager().commit());
+  rig.run(Op::kPut);  // nothing ever gets out
   std::thread guest([&] {
     for (std::uint64_t i = 256; i < 512; i++) {
       [[maybe_unused]] const char c = *const_cast<volatile char*>(rig.page(i));
@@ -481,9 +471,9 @@ TEST(PagerRelease, LetsGoWhoWaitsForRoom) {
 PagerWait longest_wait(Rig* rig) {
   PagerWait found;
   EXPECT_TRUE(eventually([&] {
-    const PagerStats stats = rig->pager().stats();
-    if (stats.waits.empty() || stats.waits[0].ns <= stats.page_in_max_ns) return false;
-    found = stats.waits[0];
+    const std::vector<PagerWait> waits = rig->pager().waits(1);
+    if (waits.empty() || waits[0].ns <= rig->pager().stats().page_in_max_ns) return false;
+    found = waits[0];
     return true;
   }));
   return found;
@@ -522,12 +512,7 @@ TEST(PagerWaits, ForRoomAreToldAndMeasured) {
   options.limit = 256;
   options.prefetch = false;
   Rig rig(options);
-  rig.send_all();
-  ASSERT_TRUE(rig.create());
-  ASSERT_TRUE(rig.pager().claim());
-  rig.server(0).close_gate(Op::kPut);
-  ASSERT_TRUE(rig.pager().start());
-  ASSERT_TRUE(rig.pager().commit());
+  rig.run(Op::kPut);
   std::thread guest([&] {
     for (std::uint64_t i = 256; i < 512; i++) rig.expect_page(i);
   });
@@ -892,12 +877,7 @@ TEST(PagerRace, AFaultServedFromTheQueue) {
     options.reserve = 64;
     options.prefetch = false;
     Rig rig(options);
-    rig.send_all();
-    ASSERT_TRUE(rig.create());
-    ASSERT_TRUE(rig.pager().claim());
-    rig.server(0).close_gate(Op::kPut);
-    ASSERT_TRUE(rig.pager().start());
-    ASSERT_TRUE(rig.pager().commit());
+    rig.run(Op::kPut);
     rig.server(0).wait_for_gated(1);
     ASSERT_TRUE(eventually([&] { return rig.pager().stats().queued_pages >= 64; }));
     for (std::uint64_t i = 0; i < 256; i++) {

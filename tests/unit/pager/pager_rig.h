@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -195,12 +196,14 @@ class Rig {
     if (options_.zero) pager_->apply_zero(PageIndex{0}, PageCount{options_.pages}, true);
     return added;
   }
-  void run() {
+  // `gated`: requests of the op to the first server wait from the start on.
+  void run(std::optional<wire::Op> gated = std::nullopt) {
     send_all();
     if (testing::Test::HasFatalFailure()) return;
     Result<void> done = create();
     if (done) done = pager_->connect();
     if (done) done = pager_->claim();
+    if (gated) servers_[0]->close_gate(*gated);
     if (done) done = pager_->start();
     if (done) done = pager_->commit();
     ASSERT_TRUE(done) << done.error().message;
