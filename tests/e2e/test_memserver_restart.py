@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,35 @@ def test_the_operator_is_answered_whoever_else_connects(work: Work) -> None:
     finally:
         for client in clients:
             client.close()
+        process.kill()
+        process.wait()
+
+
+def test_who_asks_again_and_again_keeps_nobody_out(work: Work) -> None:
+    process, _, control = start_alone(work)
+    answered, stop = threading.Event(), threading.Event()
+
+    def ask_always() -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(control))
+            client.settimeout(20)
+            try:
+                while not stop.is_set():
+                    client.sendall(b'{"cmd":"status"}\n')
+                    if client.recv(65536):
+                        answered.set()
+            except OSError:
+                pass    # closed, to let others in
+
+    greedy = threading.Thread(target=ask_always)
+    greedy.start()
+    try:
+        assert answered.wait(20)
+        done = ctl(control, "--timeout", "10")
+        assert done.returncode == 0, done.stderr
+    finally:
+        stop.set()
+        greedy.join()
         process.kill()
         process.wait()
 

@@ -161,18 +161,12 @@ def test_cancelled_switchover_while_a_server_is_lost(kept: SplitSetup) -> None:
     check_goes_on(destination)
 
 
-def test_terminated_while_the_main_loop_waits(setup: SplitSetup) -> None:
-    destination, _ = wait_in_main_loop(setup)
-    destination.process.signal(signal.SIGTERM)
-    assert destination.process.wait(LOST_S) == 0
-
-
 # ---- The main loop waits for a page --------------------------------------------------------------
 
 def main_wait(info: Json, uri: str) -> Json | None:
     """What the main loop waits for from a server."""
     return next((wait for wait in info["waits"]
-                 if wait["thread"] == "main" and wait["uri"] == uri), None)
+                 if wait["thread"] == "main" and wait.get("uri") == uri), None)
 
 
 def wait_in_main_loop(setup: SplitSetup) -> tuple[Vm, Json]:
@@ -197,7 +191,7 @@ def test_queries_are_answered_while_the_main_loop_waits(setup: SplitSetup) -> No
     assert wait
     assert wait["block"] == "pc.ram" and wait["offset"] % 4096 == 0
     assert wait["thread-id"] == destination.process.pid
-    assert info["waiting"] >= len(info["waits"])
+    assert info["waiting"] >= 1
 
     def lost() -> bool:
         info = destination.qmp2.execute_oob("query-remote-memory")
@@ -220,3 +214,9 @@ def test_quit_while_the_main_loop_waits(setup: SplitSetup) -> None:
     destination.qmp2.execute_oob("quit")
     assert destination.process.wait(LOST_S) == 0
     assert "as by a power cut" in Path(destination.work.logs / "destination.log").read_text()
+
+
+def test_terminated_while_the_main_loop_waits(setup: SplitSetup) -> None:
+    destination, _ = wait_in_main_loop(setup)
+    destination.process.signal(signal.SIGTERM)
+    assert destination.process.wait(LOST_S) == 0
