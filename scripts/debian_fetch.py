@@ -346,6 +346,45 @@ def fetch_meson(target):
     return target
 
 
+# --- A root ------------------------------------------------------------------------------------
+
+
+def short_hash(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        digest.update(b"%d " % len(data) + data)
+    return digest.hexdigest()[:16]
+
+
+def root_tarball(codename, packages=()):
+    """A tarball of a minimal Debian root with these packages more, made once by debootstrap.
+
+    Its sources.list names the mirror; apt's lists and packages are not kept. Needs root.
+    """
+    cache = cache_dir()
+    path = cache / f"debian-root-{codename}-{short_hash(packages)}.tar"
+    if path.exists():
+        return path
+    if shutil.which("debootstrap") is None:
+        raise FetchError("debootstrap is missing; install the package debootstrap")
+    etc = pathlib.Path(os.environ.get("KINTSUGI_APT_ETC", "/etc/apt"))
+    uri, _ = main_archive(etc, os_release().get("VERSION_CODENAME", ""), origins())
+    say(f"debootstrap {codename} from this machine's mirror (one to five minutes)")
+    with tempfile.TemporaryDirectory(prefix="root-", dir=cache) as name:
+        made, tar = pathlib.Path(name) / "made", pathlib.Path(name) / "root.tar"
+        include = [f"--include={','.join(packages)}"] if packages else []
+        for command in (["debootstrap", "--variant=minbase", *include, codename, made, uri],
+                        ["rm", "-rf", made / "var/cache/apt", made / "var/lib/apt/lists"],
+                        ["tar", "-C", made, "--one-file-system", "-cf", tar, "."]):
+            done = subprocess.run([str(word) for word in command], text=True, errors="replace",
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            if done.returncode != 0:
+                raise FetchError(f"{command[0]} failed:\n{done.stdout[-4000:]}")
+        os.replace(tar, path)
+    return path
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)

@@ -11,7 +11,6 @@ machine's own release; it needs root. It is kept as a tarball, so that a change 
 put into the guest takes seconds.
 """
 
-import hashlib
 import os
 import pathlib
 import shutil
@@ -70,34 +69,6 @@ def release():
     return debian_fetch.os_release().get("VERSION_CODENAME", "")
 
 
-def short_hash(*parts):
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        digest.update(b"%d " % len(data) + data)
-    return digest.hexdigest()[:16]
-
-
-def root_tarball(cache, temp):
-    """A Debian root with PACKAGES."""
-    path = cache / f"debian-root-{release()}-{short_hash(PACKAGES)}.tar"
-    if path.exists():
-        return path
-    if shutil.which("debootstrap") is None:
-        raise ImageError("debootstrap is missing; install the package debootstrap")
-    uri, _ = debian_fetch.main_archive(pathlib.Path("/etc/apt"), release(),
-                                       debian_fetch.origins())
-    say(f"debootstrap {release()} from this machine's mirror (one to five minutes)")
-    made = temp / "made"
-    run("debootstrap", "--variant=minbase", "--include=" + ",".join(PACKAGES), release(), made,
-        uri)
-    shutil.rmtree(made / "var/cache/apt")
-    shutil.rmtree(made / "var/lib/apt/lists")
-    run("tar", "-C", made, "--one-file-system", "-cf", temp / "root.tar", ".")
-    os.replace(temp / "root.tar", path)
-    return path
-
-
 def guest_files():
     return sorted(GUEST.glob("*.py"))
 
@@ -122,7 +93,7 @@ def configure(root):
 def image():
     """The directory of the image, made if need be."""
     cache = debian_fetch.cache_dir()
-    key = short_hash(release(), pathlib.Path(__file__).read_bytes(),
+    key = debian_fetch.short_hash(release(), pathlib.Path(__file__).read_bytes(),
                      *(path.read_bytes() for path in guest_files()))
     final = cache / f"debian-guest-{key}"
     if final.is_dir():
@@ -132,7 +103,7 @@ def image():
     with tempfile.TemporaryDirectory(prefix="debian-", dir=cache) as name:
         temp = pathlib.Path(name)
         root, made = temp / "root", temp / "image"
-        tarball = root_tarball(cache, temp)
+        tarball = debian_fetch.root_tarball(release(), PACKAGES)
         for path in (root, made):
             path.mkdir()
         run("tar", "-C", root, "-xf", tarball)

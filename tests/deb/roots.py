@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A clean Debian root: made by debootstrap once, kept as a tarball, unpacked for each use."""
+"""A clean Debian root, unpacked for each use."""
 
 from __future__ import annotations
 
@@ -25,28 +25,6 @@ class RootError(Exception):
     """A command in a root failed."""
 
 
-def tarball(codename: str) -> Path:
-    """A minimal root of the machine's own mirror."""
-    path = debian_fetch.cache_dir() / f"root-{codename}.tar"
-    if path.exists():
-        return path
-    uri, _ = debian_fetch.main_archive(
-        Path("/etc/apt"), debian_fetch.os_release()["VERSION_CODENAME"], debian_fetch.origins())
-    half = path.with_suffix(f".{os.getpid()}")
-    made = half.with_suffix(".dir")
-    try:
-        subprocess.run(["debootstrap", "--variant=minbase", codename, str(made), uri], check=True,
-                       stdout=subprocess.DEVNULL)
-        (made / "etc/apt/sources.list").write_text(f"deb {uri} {codename} main\n",
-                                                   encoding="utf-8")
-        subprocess.run(["tar", "-C", str(made), "-cf", str(half), "."], check=True)
-        half.rename(path)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        half.unlink(missing_ok=True)
-    return path
-
-
 class Root:
     """One clean root at `path`, which close() removes."""
 
@@ -54,7 +32,8 @@ class Root:
         self.path = path
         self._mounts: list[Path] = []
         path.mkdir(parents=True)
-        subprocess.run(["tar", "-C", str(path), "-xf", str(tarball(codename))], check=True)
+        tarball = debian_fetch.root_tarball(codename)
+        subprocess.run(["tar", "-C", str(path), "-xf", str(tarball)], check=True)
         shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
         for settings in Path("/etc/apt/apt.conf.d").iterdir():
             shutil.copy(settings, path / "etc/apt/apt.conf.d")

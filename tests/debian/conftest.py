@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 # pylint: disable=wrong-import-position
 from debian import Booted, DebianSetup, FileServer  # noqa: E402
+from kintsugi.report import add_logs  # noqa: E402
 from kintsugi.util import BUILD, Work, memserver_binary, qemu_binary  # noqa: E402
 
 LOGS = BUILD / "debian-logs"
@@ -29,13 +30,7 @@ MakeSetup = Callable[..., DebianSetup]
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Say where a failed test left its logs."""
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    work = getattr(item, "funcargs", {}).get("work")
-    if report.failed and work is not None:
-        if report.when == "call":
-            report.sections.append(("state", work.write_state().read_text()))
-        files = "\n".join(f"  {path}" for path in sorted(work.logs.iterdir()))
-        report.sections.append(("logs", files))
+    add_logs(item, outcome.get_result())  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
 from kintsugi.accel import Accelerator, probe_accelerator  # noqa: E402
+from kintsugi.report import add_logs  # noqa: E402
 from kintsugi.split import SplitSetup  # noqa: E402
 from kintsugi.util import BUILD, Work, qemu_binary  # noqa: E402
 from kintsugi.vm import Snapshots, Vm, VmConfig  # noqa: E402
@@ -32,13 +33,7 @@ GUEST = {"zero": 10, "hot": 20, "beat_ms": 100}
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Say where a failed test left its logs."""
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
-    work = getattr(item, "funcargs", {}).get("work")
-    if report.failed and work is not None:
-        if report.when == "call":
-            report.sections.append(("state", work.write_state().read_text()))
-        files = "\n".join(f"  {path}" for path in sorted(work.logs.iterdir()))
-        report.sections.append(("logs", files))
+    add_logs(item, outcome.get_result())  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

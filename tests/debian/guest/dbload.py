@@ -40,16 +40,21 @@ def operations(seed: int) -> Iterator[tuple[int, bool]]:
         yield drawn >> 1, bool(drawn & 1)
 
 
-def expected_digest(loads: list[tuple[int, int]]) -> str:
-    """What `digest` prints after a fill and these loads, each (seed, operations)."""
+def versions_after(loads: list[tuple[int, int]]) -> list[int]:
+    """Of each key, after a fill and these loads, each (seed, operations)."""
     versions = [0] * KEYS
     for seed, count in loads:
         drawn = operations(seed)
         for _ in range(count):
             key, written = next(drawn)
             versions[key] += written
+    return versions
+
+
+def expected_digest(loads: list[tuple[int, int]]) -> str:
+    """What `digest` prints after a fill and these loads."""
     digest = hashlib.sha256()
-    for key, version in enumerate(versions):
+    for key, version in enumerate(versions_after(loads)):
         digest.update(value(key, version))
     return digest.hexdigest()
 
@@ -111,12 +116,7 @@ def load(seed: int, before: list[tuple[int, int]]) -> dict[str, object]:
     """
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-    versions = [0] * KEYS
-    for old_seed, count in before:
-        drawn = operations(old_seed)
-        for _ in range(count):
-            key, written = next(drawn)
-            versions[key] += written
+    versions = versions_after(before)
     redis = Redis()
     drawn = operations(seed)
     done = 0
