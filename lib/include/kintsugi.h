@@ -56,6 +56,101 @@ void ks_history_tick(KsHistory *history);
 /* A chunk's rank: higher is hotter. Any thread. */
 uint16_t ks_history_rank(const KsHistory *history, uint64_t chunk);
 
+/* ---- Tiering: which pages lie on the fast tier (P4) ---- */
+
+typedef struct KsTiering KsTiering;
+
+typedef struct KsTieringPair { /* the two are to change places, contents included */
+    uint64_t slow_page;
+    uint64_t fast_page;
+} KsTieringPair;
+
+/*
+ * A VM of @pages pages, 1 to 2^32 - 1, all on the slow tier at first. @policy: one of
+ * ks_tiering_policy_name(). Use:
+ *
+ *   ks_tiering_set_fast() for what lies on the fast tier
+ *   each scan period:      begin_scan, feed_written and feed_accessed for each range, end_scan
+ *   each decision period:  decide, swap each pair, report each
+ *
+ * The library reads no clock, so the same calls give the same pairs. All functions on one KsTiering
+ * by one thread at a time. Those that return an int may return -ENOMEM; then nothing but
+ * ks_tiering_free() and what takes a const pointer is of use any more.
+ */
+KsTiering *ks_tiering_new(uint64_t pages, const char *policy, KsError *err);
+void ks_tiering_free(KsTiering *tiering);
+/*
+ * Pages [@first_page, @first_page + @pages) lie on the fast tier or the slow one. At the start, and
+ * whenever something else than a reported pair has moved pages. -EINVAL: past the end of the VM.
+ */
+int ks_tiering_set_fast(KsTiering *tiering, uint64_t first_page, uint64_t pages, bool fast,
+                        KsError *err);
+bool ks_tiering_is_fast(const KsTiering *tiering, uint64_t page);
+
+/* @now_ms: milliseconds from any origin that do not go back. */
+int ks_tiering_begin_scan(KsTiering *tiering, int64_t now_ms);
+/*
+ * What the scan saw: bit i of @written (64-bit words, least significant first) is page
+ * @first_page + i. Each page once a scan, in any order of ranges.
+ */
+int ks_tiering_feed_written(KsTiering *tiering, uint64_t first_page, const uint64_t *written,
+                            uint64_t pages);
+/* Pages read or written; for sources that can tell. */
+int ks_tiering_feed_accessed(KsTiering *tiering, uint64_t first_page, const uint64_t *accessed,
+                             uint64_t pages);
+int ks_tiering_end_scan(KsTiering *tiering);
+
+/*
+ * Pairs to swap, the most wanted first: at most @max and at most the parameter "limit". Each is one
+ * slow and one fast page, and no page is in two. *@count of them are written to @pairs. Pairs of
+ * the call before that were not reported on count as refused. After a scan.
+ */
+int ks_tiering_decide(KsTiering *tiering, KsTieringPair *pairs, uint32_t max, uint32_t *count,
+                      KsError *err);
+/*
+ * What became of pair @pair, from 0, of the last ks_tiering_decide(): whether the pages have changed
+ * places. Scans may lie between. -ENOENT: no such pair, or reported on before.
+ */
+int ks_tiering_report(KsTiering *tiering, uint32_t pair, bool swapped);
+
+/*
+ * Another policy, which begins to learn; the placement stays. Parameters of the policy are then at
+ * their defaults; "limit" stays. -EINVAL: no such policy, and nothing is changed.
+ */
+int ks_tiering_set_policy(KsTiering *tiering, const char *policy, KsError *err);
+/* The name of the policy in use; valid until the next ks_tiering_set_policy(). */
+const char *ks_tiering_policy(const KsTiering *tiering);
+/* The policies there are, from 0: the name, and in *@about (may be NULL) a line on it; NULL at the
+ * end. Any thread. */
+const char *ks_tiering_policy_name(unsigned index, const char **about);
+
+typedef struct KsTieringParameter {
+    char name[32]; /* "limit", "life-time-ms" */
+    char help[128];
+    double min, max; /* inclusive */
+    bool integer;    /* whole numbers only */
+    double value;
+} KsTieringParameter;
+
+/*
+ * Parameters of the policy in use, and "limit": pairs that a decision may name (1,000). Take effect
+ * at once. -ENOENT: this policy has none of that name. -EINVAL: out of range.
+ */
+int ks_tiering_set(KsTiering *tiering, const char *name, double value, KsError *err);
+int ks_tiering_get(const KsTiering *tiering, const char *name, double *value, KsError *err);
+/* All of them, from 0; false at the end. */
+bool ks_tiering_parameter(const KsTiering *tiering, unsigned index, KsTieringParameter *out);
+
+typedef struct KsTieringStats { /* since the start, over all policies */
+    uint64_t scans, decisions;
+    uint64_t fast_writes, slow_writes; /* pages seen written, each once a scan */
+    uint64_t pairs, swapped, refused;  /* handed out; of them */
+    uint64_t pages, fast_pages;
+    uint64_t tracked_pages, memory_bytes; /* that the policy remembers, and what that takes */
+} KsTieringStats;
+
+void ks_tiering_stats(const KsTiering *tiering, KsTieringStats *out);
+
 /* ---- Source of a split migration ---- */
 
 typedef struct KsSubHost {
