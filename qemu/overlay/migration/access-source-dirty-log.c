@@ -47,7 +47,7 @@ static void drop_snapshots(DirtyLog *d)
     }
 }
 
-static bool dirty_log_begin(void *opaque, Error **errp)
+static bool dirty_log_begin(void *opaque, bool writes, Error **errp)
 {
     DirtyLog *d = opaque;
 
@@ -74,8 +74,8 @@ static bool is_dirty(MemoryRegion *mr, DirtyBitmapSnapshot *snapshot,
 }
 
 static bool dirty_log_harvest(void *opaque, const SplitBlock *block,
-                              uint64_t page, uint64_t pages, uint64_t *words,
-                              Error **errp)
+                              uint64_t page, uint64_t pages, uint64_t *accessed,
+                              uint64_t *written, Error **errp)
 {
     DirtyLog *d = opaque;
     DirtyBitmapSnapshot *snapshot = d->snapshots[block - d->layout->blocks];
@@ -91,7 +91,7 @@ static bool dirty_log_harvest(void *opaque, const SplitBlock *block,
         }
         for (uint64_t i = 0; i < n; i++) {
             if (is_dirty(block->rb->mr, snapshot, page + group + i, 1)) {
-                words[group / 64] |= 1ULL << i;
+                accessed[group / 64] |= 1ULL << i;
             }
         }
     }
@@ -111,6 +111,7 @@ static void dirty_log_stop(void *opaque)
 
 const AccessSourceOps access_source_dirty_log = {
     .source = ACCESS_SOURCE_DIRTY_LOG,
+    .writes = true,
     .sees = "writes, by vCPUs and by devices",
     .misses = "reads; everything while a migration runs. Keeps KVM from "
               "mapping huge pages",

@@ -220,14 +220,16 @@ fail:
 }
 
 static bool idle_harvest(void *opaque, const SplitBlock *block, uint64_t page,
-                         uint64_t pages, uint64_t *words, Error **errp)
+                         uint64_t pages, uint64_t *accessed, uint64_t *written,
+                         Error **errp)
 {
     return idle_scan(opaque, block->rb->host + page * KS_PAGE_SIZE, pages,
-                     words, errp);
+                     accessed, errp);
 }
 
 const AccessSourceOps access_source_idle = {
     .source = ACCESS_SOURCE_IDLE,
+    .reads = true,
     .sees = "reads and writes, by vCPUs and by QEMU's devices",
     .misses = "which page of a transparent huge page it was; accesses by "
               "devices that have pages pinned",

@@ -1,11 +1,12 @@
 /*
  * Access source: softmmu TLB fills
  *
- * The softmmu TLB marks a page when it fills an entry (exec/access-bits.h); a
- * scan takes the marks and has every vCPU flush its TLB, so that the next
- * access to each page is seen again.  The flush is not waited for: a vCPU may
- * be blocked in a page fault.  An access that comes between a scan and the
- * flush through an entry filled before is not seen.
+ * The softmmu TLB marks a page when it fills an entry, and when the first store
+ * goes through it (exec/access-bits.h); a scan takes the marks and has every
+ * vCPU flush its TLB, so that the next access to each page is seen again.  The
+ * flush is not waited for: a vCPU may be blocked in a page fault.  An access
+ * that comes between a scan and the flush through an entry filled before is not
+ * seen.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -47,22 +48,39 @@ static void *tcg_start(const SplitLayout *layout, Error **errp)
         end = MAX(end, layout->blocks[i].ram_page + layout->blocks[i].pages);
     }
     end = ROUND_UP(end, BITS_PER_LONG);
-    bits = g_malloc0(sizeof(*bits) + end / BITS_PER_BYTE);
+    bits = g_malloc0(sizeof(*bits) + 2 * end / BITS_PER_BYTE);
     bits->pages = end;
+    bits->accessed = bits->map;
+    bits->written = &bits->map[BIT_WORD(end)];
     qatomic_rcu_set(&tcg_access_bits, bits);
     return bits;
 }
 
-static bool tcg_harvest(void *opaque, const SplitBlock *block, uint64_t page,
-                        uint64_t pages, uint64_t *words, Error **errp)
+static bool tcg_begin(void *opaque, bool writes, Error **errp)
 {
     AccessBits *bits = opaque;
-    /* RAM blocks start at multiples of BITS_PER_LONG pages. */
-    unsigned long *map = &bits->map[BIT_WORD(block->ram_page + page)];
 
+    qatomic_set(&bits->watch_writes, writes);
+    return true;
+}
+
+static void take(unsigned long *map, uint64_t *words, uint64_t pages)
+{
     for (uint64_t i = 0; i < DIV_ROUND_UP(pages, BITS_PER_LONG); i++) {
         words[i] = qatomic_read(&map[i]) ? qatomic_xchg(&map[i], 0) : 0;
     }
+}
+
+static bool tcg_harvest(void *opaque, const SplitBlock *block, uint64_t page,
+                        uint64_t pages, uint64_t *accessed, uint64_t *written,
+                        Error **errp)
+{
+    AccessBits *bits = opaque;
+    /* RAM blocks start at multiples of BITS_PER_LONG pages. */
+    uint64_t word = BIT_WORD(block->ram_page + page);
+
+    take(&bits->accessed[word], accessed, pages);
+    take(&bits->written[word], written, pages);
     return true;
 }
 
@@ -98,11 +116,14 @@ static void tcg_stop(void *opaque)
 
 const AccessSourceOps access_source_tcg = {
     .source = ACCESS_SOURCE_TCG,
+    .reads = true,
+    .writes = true,
     .sees = "reads and writes by vCPUs, once a scan and page",
     .misses = "accesses by devices; accesses through translations that a vCPU "
               "made before a scan and flushes after it",
     .check = tcg_check,
     .start = tcg_start,
+    .begin = tcg_begin,
     .harvest = tcg_harvest,
     .end = tcg_end,
     .stop = tcg_stop,

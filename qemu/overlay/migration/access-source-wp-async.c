@@ -166,15 +166,16 @@ fail:
 }
 
 static bool wp_async_harvest(void *opaque, const SplitBlock *block,
-                             uint64_t page, uint64_t pages, uint64_t *words,
-                             Error **errp)
+                             uint64_t page, uint64_t pages, uint64_t *accessed,
+                             uint64_t *written, Error **errp)
 {
     return wp_async_scan(opaque, block->rb->host + page * KS_PAGE_SIZE, pages,
-                         words, errp);
+                         accessed, errp);
 }
 
 const AccessSourceOps access_source_wp_async = {
     .source = ACCESS_SOURCE_WP_ASYNC,
+    .writes = true,
     .sees = "writes, by vCPUs and by QEMU's devices",
     .misses = "reads; writes by devices that have pages pinned",
     .check = wp_async_check,

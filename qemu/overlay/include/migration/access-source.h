@@ -15,6 +15,9 @@
  */
 typedef struct AccessSourceOps {
     AccessSource source;
+    /* What it tells; one of them at least. */
+    bool reads;
+    bool writes;
     const char *sees;
     const char *misses;
     /* Whether this host and accelerator have it; without side effects. */
@@ -23,17 +26,22 @@ typedef struct AccessSourceOps {
     void *(*start)(const SplitLayout *layout, Error **errp);
     /*
      * Begins a scan: from here on accesses belong to the next one, as exactly
-     * as the source can tell.  False: the source cannot go on.  May be NULL.
+     * as the source can tell.  Without @writes, nobody asks which of them were
+     * writes, in this scan and until the next one.  False: the source cannot go
+     * on.  May be NULL.
      */
-    bool (*begin)(void *opaque, Error **errp);
+    bool (*begin)(void *opaque, bool writes, Error **errp);
     /*
-     * Sets in @words, which are zero, the bit of each page of @block from
-     * @page on that was accessed since the last scan.  @page is a multiple of
-     * 64; @pages is too, but at the block's end.  Each page is asked for once
-     * a scan, in ascending order.
+     * Sets in @accessed, whose words are zero, the bit of each page of @block
+     * from @page on that was accessed since the last scan; in @written, which
+     * are zero too, of each that was written.  A source that tells reads or
+     * writes only sets @accessed.  @page is a multiple of 64; @pages is too,
+     * but at the block's end.  Each page is asked for once a scan, in ascending
+     * order.
      */
     bool (*harvest)(void *opaque, const SplitBlock *block, uint64_t page,
-                    uint64_t pages, uint64_t *words, Error **errp);
+                    uint64_t pages, uint64_t *accessed, uint64_t *written,
+                    Error **errp);
     /* May be NULL. */
     void (*end)(void *opaque);
     void (*stop)(void *opaque);

@@ -51,6 +51,36 @@ void access_tracker_attach(KsHistory *history, const SplitLayout *layout,
 void access_tracker_detach(KsHistory *history);
 
 /*
+ * Wants to know what each scan has found.  Called by the scanning thread, with
+ * a lock held that access_tracker_unlisten() takes: each function has to be
+ * short, and must not wait for the BQL.
+ */
+typedef struct AccessListener {
+    /* A scan begins, at @now_ms of a clock that never goes back. */
+    void (*begin)(struct AccessListener *listener, int64_t now_ms);
+    /*
+     * @pages pages of the layout from @first_page on, a multiple of 64: bit
+     * maps of what was accessed and of what was written.  Ascending; not called
+     * where there is nothing.
+     */
+    void (*feed)(struct AccessListener *listener, uint64_t first_page,
+                 const uint64_t *accessed, const uint64_t *written,
+                 uint64_t pages);
+    void (*end)(struct AccessListener *listener);
+} AccessListener;
+
+/*
+ * Scans for @listener too, by a source that tells writes, with the user's
+ * access-tracker or one that is made.  There is one listener at most.  Needs
+ * the BQL and a machine that is ready.
+ */
+bool access_tracker_listen(AccessListener *listener,
+                           const SplitLayout *layout, Error **errp);
+void access_tracker_unlisten(AccessListener *listener);
+/* The source in use, or NULL, and what it misses.  Needs the BQL. */
+const char *access_tracker_source(const char **misses);
+
+/*
  * The history of the first access-tracker object whose layout is @layout, for
  * planning a split.  NULL if there is none.  Needs the BQL; the object is
  * referenced until access_tracker_put().
