@@ -23,6 +23,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/units.h"
 #include "remote-memory-internal.h"
+#include "system/hostmem-container.h"
 #include "system/reset.h"
 #include "trace.h"
 
@@ -225,7 +226,8 @@ static int load_plan(QEMUFile *f)
     split_layout_free(remote.layout);
     remote.layout = split_layout_new();
     if (!split_layout_check(remote.layout, &local_err) ||
-        !remote_check_prealloc(remote.layout, &local_err)) {
+        !remote_check_prealloc(remote.layout, &local_err) ||
+        !host_memory_container_allows("remote memory", &local_err)) {
         refuse_err(local_err);
         return -EINVAL;
     }

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from . import tiers
 from .console import Console, Guest
 from .qmp import Json, Qmp, QmpError, QmpGone
 from .util import REPO, DeadlineError, HarnessError, Process, Work, poll_until, qemu_binary
@@ -59,7 +60,7 @@ class VmConfig:
     smp: int = 1
     guest: tuple[tuple[str, int | str], ...] = ()   # kg.* options
     devices: tuple[str, ...] = ()  # -device arguments: part of the migration stream
-    ram: str = "default"           # default, shared (memfd), hugetlb (memfd of 2 MiB pages)
+    ram: str = "default"           # default, shared (memfd), hugetlb (memfd of 2 MiB pages), tiers
     extra: tuple[str, ...] = ()    # any other QEMU arguments
     binary: Path = field(default_factory=qemu_binary)
 
@@ -86,6 +87,9 @@ class VmConfig:
         """QEMU's arguments for guest RAM. The RAM block has the same name with every backend."""
         if self.ram == "default":
             return ["-m", f"{self.ram_mib}M"]
+        if self.ram == "tiers":
+            return ["-m", f"{self.ram_mib}M", "-machine", "memory-backend=pc.ram",
+                    *tiers.ram_arguments(self.ram_mib)]
         kind = {"shared": "share=on", "hugetlb": "share=off,hugetlb=on,hugetlbsize=2M"}[self.ram]
         return ["-m", f"{self.ram_mib}M", "-machine", "memory-backend=pc.ram", "-object",
                 f"memory-backend-memfd,id=pc.ram,size={self.ram_mib}M,{kind}"
