@@ -79,7 +79,7 @@ selftests: kernel ## the kernel's selftests named in tests/hosts/selftests.txt
 ## Test
 
 .PHONY: check check-asan check-tsan fuzz-smoke fuzz test-house test-model test-e2e test-hosts
-.PHONY: test-guest test-hosts-debug test-kernel-deb test test-long
+.PHONY: test-guest test-qemu test-hosts-debug test-kernel-deb test test-long
 check: deps ## unit tests: no root, no network, under two minutes
 	@scripts/check.sh cmake
 
@@ -110,6 +110,11 @@ test-e2e: all ## end-to-end tests with real guests; TESTS="-k name" picks
 test-guest: all ## a whole Debian guest under load, split; root the first time; 17 minutes
 	@mkdir -p build/results
 	@$(PYTEST) -v tests/debian -m "not long" --junitxml=build/results/test-guest.xml $(TESTS)
+
+test-qemu: lib qemu-tree ## QEMU's own tests: migration, QMP, HMP, objects; what fails, on stock too
+	@mkdir -p build/results
+	@scripts/qemu-build.sh tests
+	@$(PYTEST) -v -n 2 tests/qemu --junitxml=build/results/test-qemu.xml $(TESTS)
 
 test-hosts: all kernel selftests ## emulated hosts, and the kernel's selftests in them
 	@mkdir -p build/results

@@ -4,6 +4,7 @@
 #
 #   qemu-build.sh          build/qemu       -> build/qemu-build/qemu-system-x86_64
 #   qemu-build.sh stock    build/qemu-stock -> build/qemu-stock-build/qemu-system-x86_64
+#   qemu-build.sh [stock] tests     the same, and what tests/qemu/programs.txt names
 #
 # Both are configured alike, so that they can be compared. Needs `make lib` first.
 set -eu
@@ -38,12 +39,15 @@ QEMU_TARGETS="qemu-system-x86_64 qemu-img qemu-io qemu-nbd storage-daemon/qemu-s
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
-case "${1:-}" in
-"") name=qemu source=$root/build/qemu ;;
-stock) name=qemu-stock source=$root/build/qemu-stock ;;
-*) echo "usage: qemu-build.sh [stock]" >&2; exit 2 ;;
+name=qemu
+[ "${1:-}" != stock ] || { name=qemu-stock; shift; }
+case "$*" in
+"") ;;
+tests) QEMU_TARGETS="$QEMU_TARGETS $(sed -n 's/^\(tests[^ ]*\) .*/\1/p' tests/qemu/programs.txt)" ;;
+*) echo "usage: qemu-build.sh [stock] [tests]" >&2; exit 2 ;;
 esac
-build=$root/build/$name-build
+source=$root/build/$name
+build=$source-build
 log=build/logs
 jobs=${JOBS:-$(nproc)}
 
