@@ -163,10 +163,13 @@ tidy: ## what no other linter sees: long lines, orphan files, dead links
 ## Install and clean
 
 .PHONY: install deb test-deb clean distclean
-install: all ## QEMU with the suffix -kintsugi, memory server, units, rule: PREFIX=, DESTDIR=
+# What is installed is built, but no tests.
+install: lib qemu ## QEMU with the suffix -kintsugi, memory server, units, rule: PREFIX=, DESTDIR=
+	@scripts/cmake-build.sh cmake memserver
 	@DESTDIR="$(DESTDIR)" scripts/install.sh "$(PREFIX)"
 
-deb: all ## Debian packages for this machine's release: build/deb/*.deb
+deb: lib qemu ## Debian packages for this machine's release: build/deb/*.deb
+	@scripts/cmake-build.sh cmake memserver
 	@scripts/deb.sh
 
 test-deb: deb ## the packages installed, used and purged in a clean root of this release
