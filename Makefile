@@ -4,6 +4,7 @@
 # Variables: JOBS=N (parallel compiles), PREFIX= and DESTDIR= (install), SUITE= (bench),
 # QEMU_TARBALL=, LINUX_TARBALL= (source tarballs of QEMU 10.0, Linux 6.12 instead of Debian's),
 # FUZZ_SECONDS= (fuzz), TESTS= (arguments for pytest in the parts that it runs),
+# RELEASE= (of Debian, for deb and test-deb; this machine's by default),
 # KERNEL_CONFIG= (a fragment more, for kernel), DEB_CONFIG= (a .config, for kernel-deb),
 # FORCE=1 (qemu-tree, linux-tree).
 
@@ -11,6 +12,7 @@ PREFIX ?= /usr/local
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 600
 SUITE ?=
+RELEASE ?=
 TESTS ?=
 PYTHON := /usr/bin/python3
 PYTEST := $(PYTHON) -B -m pytest -o cache_dir=$(CURDIR)/build/pytest
@@ -168,14 +170,21 @@ install: lib qemu ## QEMU with the suffix -kintsugi, memory server, units, rule:
 	@scripts/cmake-build.sh cmake memserver
 	@DESTDIR="$(DESTDIR)" scripts/install.sh "$(PREFIX)"
 
-deb: lib qemu ## Debian packages for this machine's release: build/deb/*.deb
+# Of another release in a root of it, where `make deb` runs; the tests' guest is built here.
+ifeq ($(RELEASE),)
+deb: lib qemu ## Debian packages, build/deb/*.deb; RELEASE=trixie: for that release
 	@scripts/cmake-build.sh cmake memserver
 	@scripts/deb.sh
+else
+deb: deps
+	@scripts/debian_root.py "$(RELEASE)" sh scripts/run deb
+endif
 
-test-deb: deb ## the packages installed, used and purged in a clean root of this release
+test-deb: deb ## the packages installed, used and purged in clean roots; RELEASE=, as for deb
 	@mkdir -p build/results
 	@scripts/deps.sh deb
-	@$(PYTEST) -v tests/deb --junitxml=build/results/test-deb.xml $(TESTS)
+	@KINTSUGI_RELEASE=$(RELEASE) $(PYTEST) -v tests/deb \
+	    --junitxml=build/results/test-deb$(if $(RELEASE),-$(RELEASE)).xml $(TESTS)
 
 clean: ## remove what was built, keep build/qemu and build/linux
 	@if [ -d build ]; then \

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures of the packages' tests. They need root, for chroot and debootstrap."""
+"""Fixtures of the packages' tests. They need root, for chroot and debootstrap.
+
+KINTSUGI_RELEASE is the release that is tested, if not this machine's as it is: `make deb RELEASE=`
+made its packages.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +19,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 # pylint: disable=wrong-import-position
-from roots import ROOT, Root, debian_fetch  # noqa: E402
+import debian_fetch  # noqa: E402
+from roots import Root, debian_root  # noqa: E402
 
-CODENAME = debian_fetch.os_release()["VERSION_CODENAME"]
+RELEASE = os.environ.get("KINTSUGI_RELEASE")
+CODENAME = RELEASE or debian_fetch.os_release()["VERSION_CODENAME"]
 MakeRoot = Callable[[str], Root]
+Lintian = Callable[[list[Path]], tuple[int, str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,14 +38,30 @@ def is_root() -> None:
 @pytest.fixture(scope="session")
 def packages() -> dict[str, Path]:
     """The packages that `make deb` made, by name."""
-    found = {path.name.split("_")[0]: path for path in (ROOT / "build/deb").glob("*.deb")}
+    directory = debian_root.build_directory(RELEASE) / "deb"
+    found = {path.name.split("_")[0]: path for path in directory.glob("*.deb")}
     assert set(found) == {"kintsugi-qemu", "kintsugi-memserver"}, "make deb"
     return found
 
 
+@pytest.fixture(scope="session")
+def lintian() -> Lintian:
+    """The release's lintian: its exit status for some packages, and what it says."""
+    def check(packages: list[Path]) -> tuple[int, str]:
+        names = [f"build/deb/{path.name}" for path in packages]
+        command = ["lintian", "--fail-on", "error,warning", "--allow-root", *names]
+        if RELEASE:
+            command = debian_root.command_in(RELEASE, command)
+        done = subprocess.run(command, cwd=debian_root.REPO, text=True, check=False,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return done.returncode, done.stdout
+
+    return check
+
+
 @pytest.fixture
 def make_root(tmp_path: Path) -> Iterator[MakeRoot]:
-    """Make clean roots of this release."""
+    """Make clean roots of the release."""
     made: list[Root] = []
 
     def make(name: str) -> Root:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 # pylint: disable=wrong-import-position
-import debian_fetch  # noqa: E402
+import debian_root  # noqa: E402
 
 USER = "vmoperator"   # may use KVM; no other rights
 NOT_OURS = ("/dev/", "/proc/", "/sys/", "/run/", "/tmp/", "/var/cache/", "/var/log/",
@@ -31,16 +31,7 @@ class Root:
     def __init__(self, path: Path, codename: str) -> None:
         self.path = path
         self._mounts: list[Path] = []
-        path.mkdir(parents=True)
-        tarball = debian_fetch.root_tarball(codename)
-        subprocess.run(["tar", "-C", str(path), "-xf", str(tarball)], check=True)
-        shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
-        for settings in Path("/etc/apt/apt.conf.d").iterdir():
-            shutil.copy(settings, path / "etc/apt/apt.conf.d")
-        # Nothing is started on installation; what would be is what a test looks at.
-        policy = path / "usr/sbin/policy-rc.d"
-        policy.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
-        policy.chmod(0o755)
+        debian_root.unpack(codename, path)
 
     def close(self) -> None:
         """Unmount, and remove it."""

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import MakeRoot
+from conftest import Lintian, MakeRoot
 from roots import USER, Root
 
 from kintsugi.migrate import complete
@@ -21,11 +21,9 @@ from kintsugi.vm import VmConfig, guest_initramfs, guest_kernel
 TOOLS = ("qemu-img", "qemu-io", "qemu-nbd", "qemu-storage-daemon")
 
 
-def test_lintian(packages: dict[str, Path]) -> None:
-    done = subprocess.run(
-        ["lintian", "--fail-on", "error,warning", "--allow-root", *map(str, packages.values())],
-        text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout
+def test_lintian(packages: dict[str, Path], lintian: Lintian) -> None:
+    status, said = lintian(list(packages.values()))
+    assert status == 0, said
 
 
 def test_installed_beside_debians_and_purged(packages: dict[str, Path],

@@ -57,6 +57,13 @@ def test_run_refuses_a_path_that_cannot_be_built_in(tmp_path, name):
     assert "move the checkout" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [(), ("trixie",), ("../trixie", "true"), ("", "true")])
+def test_root_of_a_release_needs_its_name_and_a_command(arguments):
+    done = subprocess.run([str(ROOT / "scripts" / "debian_root.py"), *arguments], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 1 and "debian_root.py RELEASE COMMAND..." in done.stdout
+
+
 def test_package_list_has_no_duplicates():
     done = subprocess.run([str(ROOT / "scripts" / "deps.sh"), "--list"], text=True,
                           stdout=subprocess.PIPE, check=True)
