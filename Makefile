@@ -30,8 +30,8 @@ help: ## this list
 
 ## Build
 
-.PHONY: all deps lib memserver qemu-tree qemu-refresh qemu qemu-stock
-all: lib memserver qemu ## library, memory server and QEMU (the default)
+.PHONY: all deps lib memserver write-meter qemu-tree qemu-refresh qemu qemu-stock
+all: lib memserver qemu write-meter ## library, memory server, QEMU, its plugin (the default)
 
 deps: ## install the Debian packages that are missing (root or sudo)
 	@scripts/deps.sh
@@ -42,6 +42,9 @@ lib: deps ## libkintsugi, and build/cmake/kintsugi.pc for QEMU's meson
 
 memserver: deps ## the memory server and everything else of CMake's
 	@scripts/cmake-build.sh cmake
+
+write-meter: deps qemu-tree ## a plugin for QEMU that measures writes to memory: build/cmake/tools
+	@scripts/cmake-build.sh cmake write_meter
 
 qemu-tree: deps ## make or update build/qemu: upstream, our series, our overlay
 	@scripts/source_tree.py tree $(if $(FORCE),--force)

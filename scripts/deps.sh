@@ -26,6 +26,7 @@ packages="
     git ca-certificates make ccache gcc g++ clang clang-tidy clang-format $clang_rt
     cmake ninja-build pkg-config $meson
     python3 python3-venv python3-setuptools python3-pytest python3-pytest-xdist
+    python3-matplotlib
     dpkg-dev xz-utils bzip2
     libglib2.0-dev libpixman-1-dev zlib1g-dev libfdt-dev libattr1-dev flex bison
     libaio-dev libbpf-dev libbz2-dev libcacard-dev libcap-ng-dev libcapstone-dev libfuse3-dev
