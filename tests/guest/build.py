@@ -1,9 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Build the test guest's initramfs under build/guest/, and print its path.
+"""Build the test guests under build/guest/, and print the path of one.
 
-It holds Debian's busybox-static, tests/guest/init and the static programs beside this file. It is
-rebuilt only when one of them changed, and appears under its name by one rename.
+    build.py           an initramfs for Linux: Debian's busybox-static, tests/guest/init and the
+                       static programs beside this file
+    build.py --bare    the guest without an operating system, bareguest.c
+
+Each is rebuilt only when what it is made of changed, and appears under its name by one rename.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parents[1] / "build" / "guest"
 PROGRAMS = ("patternguest",)
 CFLAGS = ("-std=gnu11", "-O2", "-g0", "-static", "-pthread", "-Wall", "-Wextra", "-Werror")
+BARE_CFLAGS = ("-std=gnu11", "-m32", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-ffreestanding",
+               "-fno-pic", "-fno-stack-protector", "-fcf-protection=none",
+               "-fno-asynchronous-unwind-tables", "-mgeneral-regs-only")
+# -N keeps the multiboot header within the first 8 KiB of the file.
+BARE_LDFLAGS = ("-nostdlib", "-static", "-no-pie", "-Wl,-N,-Ttext=0x100000,--build-id=none",
+                "-Wl,-z,noexecstack,--no-warn-rwx-segments")
 
 
 class BuildError(Exception):
@@ -32,6 +41,24 @@ def busybox() -> Path:
         if os.access(candidate, os.X_OK):
             return Path(candidate)
     raise BuildError("busybox is missing; install the package busybox-static")
+
+
+def build_bare() -> Path:
+    """Build the bare guest if it is out of date and return its path."""
+    target, source = OUTPUT / "bareguest", HERE / "bareguest.c"
+    newest = max(source.stat().st_mtime, Path(__file__).stat().st_mtime)
+    if target.exists() and newest < target.stat().st_mtime:
+        return target
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".bareguest-", dir=OUTPUT))
+    try:
+        program = work / "bareguest"
+        subprocess.run(["gcc", *BARE_CFLAGS, *BARE_LDFLAGS, "-o", str(program), str(source)],
+                       check=True)
+        program.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
 
 
 def build() -> Path:
@@ -71,10 +98,12 @@ def build() -> Path:
 
 
 def main() -> int:
-    """Print the initramfs's path."""
-    argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0]).parse_args()
+    """Print the guest's path."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--bare", action="store_true", help="the one without an operating system")
+    args = parser.parse_args()
     try:
-        print(build())
+        print(build_bare() if args.bare else build())
     except (BuildError, OSError, subprocess.CalledProcessError) as error:
         print(f"guest: {error}", file=sys.stderr)
         return 1
