@@ -38,15 +38,18 @@ void Meter::count_written(Place& place, std::uint64_t address, unsigned bytes) {
   if (page < page_bytes_.size()) page_bytes_[page].fetch_add(bytes, kRelaxed);
 }
 
-void Meter::access(unsigned vcpu, std::uint64_t address, unsigned bytes, bool write) {
+void Meter::access(unsigned vcpu, const Access& access) {
   Place& place = places_[vcpu];
-  add(place.looked_up, 1);
-  const CacheOutcome outcome = cache_.access(address, write);
+  const CacheOutcome outcome = cache_.access(access.address, access.write);
+  // A line that was read after it was written to repeats(), so it does not come here.
+  place.last = outcome.written_past
+                   ? kNoLine
+                   : line_of(access.virtual_address) | (access.write ? kWritten : 0);
   if (outcome.hit) return;
   const unsigned line_bytes = cache_.geometry().line_bytes;
-  if (outcome.filled) add(place.read[ranges_.find(address)], line_bytes);
+  if (outcome.filled) add(place.read[ranges_.find(access.address)], line_bytes);
   if (outcome.written_back) count_written(place, *outcome.written_back, line_bytes);
-  if (outcome.written_past) count_written(place, address, bytes);
+  if (outcome.written_past) count_written(place, access.address, access.bytes);
 }
 
 std::vector<Traffic> Meter::traffic() const {
@@ -67,11 +70,10 @@ Totals Meter::totals() const {
   Totals sum;
   for (const Place& place : places_) {
     sum.accesses += place.accesses.load(kRelaxed);
-    sum.looked_up += place.looked_up.load(kRelaxed);
+    sum.sampled += place.sampled.load(kRelaxed);
     sum.io += place.io.load(kRelaxed);
     sum.untranslated += place.untranslated.load(kRelaxed);
   }
-  sum.looked_up += sum.io + sum.untranslated;
   return sum;
 }
 

@@ -18,10 +18,18 @@
 namespace kintsugi::meter {
 
 struct Totals {
-  std::uint64_t accesses = 0;      // that were shown to the meter, sampled or not
-  std::uint64_t looked_up = 0;     // of them, those that met a simulated set
+  std::uint64_t accesses = 0;      // that vCPUs made
+  std::uint64_t sampled = 0;       // of them, those that met a simulated set
   std::uint64_t io = 0;            // of these, to devices: not counted as memory
   std::uint64_t untranslated = 0;  // of these, without a physical address: not counted
+};
+
+// Within one line.
+struct Access {
+  std::uint64_t virtual_address = 0;
+  std::uint64_t address = 0;  // physical
+  unsigned bytes = 0;
+  bool write = false;
 };
 
 // Each vCPU counts in a place of its own, so that counting needs neither locks nor atomic
@@ -33,11 +41,20 @@ class Meter {
   static Result<Meter> create(const CacheGeometry& geometry, RangeMap ranges, unsigned vcpus,
                               bool pages);
 
-  // One access. Only one thread at a time for one vCPU, which is any thread; `address` is physical,
-  // and [address, address + bytes) lies in one line, of a set that is sampled().
-  void access(unsigned vcpu, std::uint64_t address, unsigned bytes, bool write);
-  // Accesses seen, and what became of those that did not reach access(). Threads as there.
+  // What a vCPU does, in this order for each access; only one thread at a time for one vCPU:
+  // it made one,
   void saw(unsigned vcpu) { add(places_[vcpu].accesses, 1); }
+  // whose set is sampled. True if that is all, as the line is the one that this vCPU's last sampled
+  // access was to. It spares most of the translations, and is a first-level cache of one line: what
+  // other vCPUs do to the line meanwhile, and a new mapping of its address, are seen a little late.
+  [[nodiscard]] bool repeats(unsigned vcpu, std::uint64_t virtual_address, bool write) {
+    Place& place = places_[vcpu];
+    add(place.sampled, 1);
+    const std::uint64_t line = line_of(virtual_address);
+    return place.last == (line | kWritten) || (place.last == line && !write);
+  }
+  // Otherwise it was to memory, or to a device, or nobody knows.
+  void access(unsigned vcpu, const Access& access);
   void saw_io(unsigned vcpu) { add(places_[vcpu].io, 1); }
   void saw_untranslated(unsigned vcpu) { add(places_[vcpu].untranslated, 1); }
 
@@ -64,9 +81,14 @@ class Meter {
 
  private:
   using Count = std::atomic<std::uint64_t>;
+  // In the bits of an address within its line.
+  static constexpr std::uint64_t kWritten = 1;
+  static constexpr std::uint64_t kNoLine = 2;
   // On cache lines of its own.
   struct alignas(64) Place {
-    Count accesses{0}, looked_up{0}, io{0}, untranslated{0};
+    // The line of the last sampled access to memory, virtual; with kWritten if it is dirty.
+    std::uint64_t last = kNoLine;
+    Count accesses{0}, sampled{0}, io{0}, untranslated{0};
     std::array<Count, kMaxNames + 1> read{}, written{};  // bytes of the sample, by name
   };
 
@@ -76,6 +98,9 @@ class Meter {
   // Only its vCPU's thread writes a place, so load and store do.
   static void add(Count& count, std::uint64_t n) {
     count.store(count.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+  [[nodiscard]] std::uint64_t line_of(std::uint64_t address) const {
+    return address & ~std::uint64_t{cache_.geometry().line_bytes - 1};
   }
   [[nodiscard]] Bytes scaled(std::uint64_t bytes) const {
     return Bytes{bytes * cache_.geometry().sample};

@@ -64,8 +64,8 @@ Result<void> Recorder::finish() {
   if (auto good = record_at(time_s); !good) return good.error();
   const Totals totals = meter_->totals();
   std::string details =
-      fmt::format(R"("accesses":{},"looked_up":{},"io":{},"untranslated":{},"dirty":{{)",
-                  totals.accesses, totals.looked_up, totals.io, totals.untranslated);
+      fmt::format(R"("accesses":{},"sampled":{},"io":{},"untranslated":{},"dirty":{{)",
+                  totals.accesses, totals.sampled, totals.io, totals.untranslated);
   const std::vector<Bytes> dirty = meter_->dirty();
   for (std::size_t i = 0; i < dirty.size(); i++) {
     details +=

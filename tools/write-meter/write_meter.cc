@@ -85,12 +85,15 @@ Result<std::thread> start_without_signals(Plugin& p) {
   return thread;
 }
 
-void show_to_cache(Meter& meter, unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr,
-                   unsigned bytes) {
+// An access within one line, to a set that is sampled.
+void on_sampled(Meter& meter, unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr,
+                unsigned bytes) {
+  const bool write = qemu_plugin_mem_is_store(info);
+  if (meter.repeats(vcpu, vaddr, write)) return;
   const qemu_plugin_hwaddr* where = qemu_plugin_get_hwaddr(info, vaddr);
   if (where == nullptr) return meter.saw_untranslated(vcpu);
   if (qemu_plugin_hwaddr_is_io(where)) return meter.saw_io(vcpu);
-  meter.access(vcpu, qemu_plugin_hwaddr_phys_addr(where), bytes, qemu_plugin_mem_is_store(info));
+  meter.access(vcpu, {vaddr, qemu_plugin_hwaddr_phys_addr(where), bytes, write});
 }
 
 void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr, void* userdata) {
@@ -101,9 +104,9 @@ void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr, v
   const bool sampled = meter.cache().sampled(vaddr);
   if (!sampled && (left >= kMaxAccessBytes || !meter.cache().sampled(vaddr + left))) return;
   const unsigned bytes = 1U << qemu_plugin_mem_size_shift(info);
-  if (sampled) show_to_cache(meter, vcpu, info, vaddr, std::min(bytes, left));
+  if (sampled) on_sampled(meter, vcpu, info, vaddr, std::min(bytes, left));
   if (bytes > left && meter.cache().sampled(vaddr + left)) {
-    show_to_cache(meter, vcpu, info, vaddr + left, bytes - left);
+    on_sampled(meter, vcpu, info, vaddr + left, bytes - left);
   }
 }
 

@@ -46,7 +46,8 @@ std::unique_ptr<Meter> meter_of(unsigned vcpus, bool pages, unsigned sample = 1)
 void sweep(Meter& meter, unsigned vcpu, std::uint64_t start, std::uint64_t bytes, bool write) {
   for (std::uint64_t at = start; at < start + bytes; at += 8) {
     meter.saw(vcpu);
-    if (meter.cache().sampled(at)) meter.access(vcpu, at, 8, write);
+    if (!meter.cache().sampled(at) || meter.repeats(vcpu, at, write)) continue;
+    meter.access(vcpu, {at, at, 8, write});
   }
 }
 
@@ -91,7 +92,7 @@ TEST(Meter, ASampleIsScaled) {
   sweep(*meter, 0, kSlow, 1 << 20, false);
   EXPECT_EQ(meter->traffic()[0], (Traffic{Bytes{1 << 20}, Bytes{1 << 20}}));
   EXPECT_EQ(meter->totals().accesses, 2 << 17);
-  EXPECT_EQ(meter->totals().looked_up, 2 << 14);
+  EXPECT_EQ(meter->totals().sampled, 2 << 14);
   std::uint64_t pages = 0;
   meter->take_page_writes([&](std::uint64_t address, Bytes written) {
     EXPECT_EQ(address, kFast + pages++ * kPageSize);
@@ -120,12 +121,29 @@ TEST(Meter, WithoutAllocationAWriteGoesPast) {
   auto ranges = RangeMap::create({{"slow", kSlow, Bytes{1 << 20}}});
   auto meter = Meter::create(g, std::move(*ranges), 1, true);
   ASSERT_TRUE(meter.ok());
-  meter->access(0, kSlow + 8, 4, true);
-  meter->access(0, kSlow + 12, 4, true);
+  meter->access(0, {kSlow + 8, kSlow + 8, 4, true});
+  EXPECT_FALSE(meter->repeats(0, kSlow + 12, true));
+  meter->access(0, {kSlow + 12, kSlow + 12, 4, true});
   EXPECT_EQ(meter->traffic()[0], (Traffic{Bytes{0}, Bytes{8 * 8}}));
-  meter->access(0, kSlow, 8, false);
-  meter->access(0, kSlow, 8, true);  // a hit, which stays in the cache
+  meter->access(0, {kSlow, kSlow, 8, false});
+  EXPECT_FALSE(meter->repeats(0, kSlow, true));
+  meter->access(0, {kSlow, kSlow, 8, true});  // a hit, which stays in the cache
   EXPECT_EQ(meter->traffic()[0], (Traffic{Bytes{8 * 64}, Bytes{8 * 8}}));
+}
+
+TEST(Meter, TheLastLineRepeatsUntilItIsAnother) {
+  const auto meter = meter_of(2, false);
+  EXPECT_FALSE(meter->repeats(0, kSlow, false));
+  meter->access(0, {kSlow, kSlow, 8, false});
+  EXPECT_TRUE(meter->repeats(0, kSlow + 63, false));
+  EXPECT_FALSE(meter->repeats(0, kSlow + 64, false));
+  EXPECT_FALSE(meter->repeats(1, kSlow, false));  // each vCPU has its own
+  EXPECT_FALSE(meter->repeats(0, kSlow, true));   // it is not dirty yet
+  meter->access(0, {kSlow, kSlow, 8, true});
+  EXPECT_TRUE(meter->repeats(0, kSlow, true));
+  EXPECT_TRUE(meter->repeats(0, kSlow, false));
+  EXPECT_EQ(meter->dirty()[1], Bytes{64});
+  EXPECT_EQ(meter->totals().sampled, 7);
 }
 
 TEST(Meter, PagesNeedRanges) {
