@@ -2,6 +2,7 @@
 #include "access/trace.h"
 
 #include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <string_view>
 #include <system_error>

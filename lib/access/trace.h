@@ -3,13 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
-#include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/file.h"
 #include "base/result.h"
 #include "base/types.h"
 
@@ -43,11 +42,6 @@ struct TraceRun {
 
 inline constexpr std::uint32_t kWriteBackBytes = 64;
 inline constexpr PageCount kMaxTracePages{std::uint64_t{1} << 40};
-
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-using FilePtr = std::unique_ptr<std::FILE, CloseFile>;
 
 // Reads a trace from front to back, one scan at a time, in memory of one scan. One thread. Errors
 // name the file and the line and say what was expected; nothing in the file is trusted.

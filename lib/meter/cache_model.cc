@@ -100,8 +100,11 @@ CacheModel::CacheModel(const CacheGeometry& geometry)
   set_mask_ = geometry.size.value / geometry.ways / geometry.line_bytes - 1;
   const unsigned place_bits = kPageShift - line_shift_;
   const unsigned mirrored = std::countr_zero(geometry.sample);
-  for (unsigned place = 0; place < 1U << place_bits; place++) {
-    sampled_places_[place] = mirrors(place, place_bits, mirrored);
+  const unsigned places = 1U << place_bits;
+  for (unsigned place = 0; place < places; place++) {
+    if (!mirrors(place, place_bits, mirrored)) continue;
+    places_[place] |= kSampled;
+    places_[(place + places - 1) % places] |= kNextSampled;
   }
 }
 

@@ -64,7 +64,13 @@ class CacheModel {
 
   // Whether the set of this address is simulated. A virtual address will do.
   [[nodiscard]] bool sampled(std::uint64_t address) const {
-    return sampled_places_[(address & (kPageSize - 1)) >> line_shift_];
+    return (places_[place_of(address)] & kSampled) != 0;
+  }
+  // False if neither the line of this address is in the sample nor the one after it, so that an
+  // access of any size that begins here is none of the model's business: most are not, and a test
+  // of one byte says so.
+  [[nodiscard]] bool concerns(std::uint64_t address) const {
+    return places_[place_of(address)] != 0;
   }
   // An access within one line of a sampled set; `address` is physical, below 2^kMaxAddressBits.
   CacheOutcome access(std::uint64_t address, bool write);
@@ -92,6 +98,14 @@ class CacheModel {
 
   explicit CacheModel(const CacheGeometry& geometry);
 
+  // A place in a page.
+  static constexpr std::uint8_t kSampled = 1;
+  static constexpr std::uint8_t kNextSampled =
+      2;  // the place after it is, or the next page's first
+
+  [[nodiscard]] std::size_t place_of(std::uint64_t address) const {
+    return (address & (kPageSize - 1)) >> line_shift_;
+  }
   [[nodiscard]] std::size_t words_per_set() const { return geometry_.ways + 1; }
   [[nodiscard]] std::uint64_t address_of(std::uint64_t word) const {
     return word >> kLineAt << line_shift_;
@@ -104,7 +118,7 @@ class CacheModel {
   CacheGeometry geometry_;
   unsigned line_shift_ = 0;
   std::uint64_t set_mask_ = 0;
-  std::array<bool, kPageSize / kMinLineBytes> sampled_places_{};
+  std::array<std::uint8_t, kPageSize / kMinLineBytes> places_{};
   LazyArray<Word> words_;  // for each set its order of use, then its ways; untouched if not sampled
 };
 

@@ -69,7 +69,6 @@ std::vector<Traffic> Meter::traffic() const {
 Totals Meter::totals() const {
   Totals sum;
   for (const Place& place : places_) {
-    sum.accesses += place.accesses.load(kRelaxed);
     sum.sampled += place.sampled.load(kRelaxed);
     sum.io += place.io.load(kRelaxed);
     sum.untranslated += place.untranslated.load(kRelaxed);

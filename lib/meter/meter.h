@@ -18,8 +18,7 @@
 namespace kintsugi::meter {
 
 struct Totals {
-  std::uint64_t accesses = 0;      // that vCPUs made
-  std::uint64_t sampled = 0;       // of them, those that met a simulated set
+  std::uint64_t sampled = 0;       // accesses, or parts of them, that met a simulated set
   std::uint64_t io = 0;            // of these, to devices: not counted as memory
   std::uint64_t untranslated = 0;  // of these, without a physical address: not counted
 };
@@ -41,11 +40,9 @@ class Meter {
   static Result<Meter> create(const CacheGeometry& geometry, RangeMap ranges, unsigned vcpus,
                               bool pages);
 
-  // What a vCPU does, in this order for each access; only one thread at a time for one vCPU:
-  // it made one,
-  void saw(unsigned vcpu) { add(places_[vcpu].accesses, 1); }
-  // whose set is sampled. True if that is all, as the line is the one that this vCPU's last sampled
-  // access was to. It spares most of the translations, and is a first-level cache of one line: what
+  // What a vCPU does for each access to a set that is sampled; only one thread at a time for one
+  // vCPU. First it asks whether that is all, as the line is the one that its last such access was
+  // to. It spares most of the translations, and is a first-level cache of one line: what
   // other vCPUs do to the line meanwhile, and a new mapping of its address, are seen a little late.
   [[nodiscard]] bool repeats(unsigned vcpu, std::uint64_t virtual_address, bool write) {
     Place& place = places_[vcpu];
@@ -88,7 +85,7 @@ class Meter {
   struct alignas(64) Place {
     // The line of the last sampled access to memory, virtual; with kWritten if it is dirty.
     std::uint64_t last = kNoLine;
-    Count accesses{0}, sampled{0}, io{0}, untranslated{0};
+    Count sampled{0}, io{0}, untranslated{0};
     std::array<Count, kMaxNames + 1> read{}, written{};  // bytes of the sample, by name
   };
 

@@ -2,6 +2,7 @@
 #include "meter/meter_file.h"
 
 #include <cerrno>
+#include <cstdio>
 #include <system_error>
 
 namespace kintsugi::meter {

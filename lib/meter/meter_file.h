@@ -2,13 +2,12 @@
 // What meters of memory traffic write, whatever they measure with: docs/write-meter.md.
 #pragma once
 
-#include <cstdio>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 
+#include "base/file.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "meter/ranges.h"
@@ -21,11 +20,6 @@ struct Traffic {
   Bytes written;
   bool operator==(const Traffic&) const = default;
 };
-
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-using FilePtr = std::unique_ptr<std::FILE, CloseFile>;
 
 // The first line of a file.
 struct MeterHeader {

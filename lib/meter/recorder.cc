@@ -63,9 +63,8 @@ Result<void> Recorder::finish() {
   const double time_s = elapsed_s();
   if (auto good = record_at(time_s); !good) return good.error();
   const Totals totals = meter_->totals();
-  std::string details =
-      fmt::format(R"("accesses":{},"sampled":{},"io":{},"untranslated":{},"dirty":{{)",
-                  totals.accesses, totals.sampled, totals.io, totals.untranslated);
+  std::string details = fmt::format(R"("sampled":{},"io":{},"untranslated":{},"dirty":{{)",
+                                    totals.sampled, totals.io, totals.untranslated);
   const std::vector<Bytes> dirty = meter_->dirty();
   for (std::size_t i = 0; i < dirty.size(); i++) {
     details +=

@@ -48,8 +48,8 @@ def test_reads_and_writes_apart(work: Work, sample: int, policy: str) -> None:
     # Firmware, the guest's own code and its stack.
     assert report.read["other"] < SIZE / 10
     assert report.end["untranslated"] == 0 and "invalid use" not in report.log
-    assert report.end["accesses"] >= 5 * SIZE / 4
-    assert report.end["sampled"] == pytest.approx(report.end["accesses"] / sample, rel=0.1)
+    # The tasks' and the firmware's.
+    assert 1 < report.end["sampled"] * sample / (5 * SIZE / 4) < 1.5
 
 
 def test_what_fits_into_the_cache_is_written_once(work: Work) -> None:

@@ -13,7 +13,7 @@
  */
 #include <stdint.h>
 
-#define TASKS_MAX 16
+#define TASKS_MAX 64
 #define LINE_BYTES 64
 #define TRAMPOLINE 0x8000
 #define APIC_ICR_LOW 0xfee00300

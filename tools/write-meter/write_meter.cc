@@ -40,8 +40,6 @@ using kintsugi::meter::Meter;
 using kintsugi::meter::RangeMap;
 using kintsugi::meter::Recorder;
 
-constexpr unsigned kMaxAccessBytes = 16;  // larger ones QEMU makes in parts
-
 void complain(const std::string& message) {
   std::fprintf(stderr, "write-meter: %s\n", message.c_str());
 }
@@ -96,18 +94,23 @@ void on_sampled(Meter& meter, unsigned vcpu, qemu_plugin_meminfo_t info, std::ui
   meter.access(vcpu, {vaddr, qemu_plugin_hwaddr_phys_addr(where), bytes, write});
 }
 
-void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr, void* userdata) {
-  Meter& meter = *static_cast<Meter*>(userdata);
-  meter.saw(vcpu);
+// An access whose line, or the next, is sampled. Apart from on_access() so that this one has no
+// registers to save.
+[[gnu::noinline]] void on_concerning(Meter& meter, unsigned vcpu, qemu_plugin_meminfo_t info,
+                                     std::uint64_t vaddr) {
   const unsigned line_bytes = meter.cache().geometry().line_bytes;
-  const unsigned left = line_bytes - (vaddr & (line_bytes - 1));
-  const bool sampled = meter.cache().sampled(vaddr);
-  if (!sampled && (left >= kMaxAccessBytes || !meter.cache().sampled(vaddr + left))) return;
   const unsigned bytes = 1U << qemu_plugin_mem_size_shift(info);
-  if (sampled) on_sampled(meter, vcpu, info, vaddr, std::min(bytes, left));
+  const unsigned left = line_bytes - (vaddr & (line_bytes - 1));
+  if (meter.cache().sampled(vaddr)) on_sampled(meter, vcpu, info, vaddr, std::min(bytes, left));
+  // QEMU makes large accesses in parts, of at most 16 bytes.
   if (bytes > left && meter.cache().sampled(vaddr + left)) {
     on_sampled(meter, vcpu, info, vaddr + left, bytes - left);
   }
+}
+
+void on_access(unsigned vcpu, qemu_plugin_meminfo_t info, std::uint64_t vaddr, void* userdata) {
+  Meter& meter = *static_cast<Meter*>(userdata);
+  if (meter.cache().concerns(vaddr)) on_concerning(meter, vcpu, info, vaddr);
 }
 
 void on_translation(qemu_plugin_id_t, qemu_plugin_tb* block) {

@@ -192,6 +192,8 @@ TEST(CacheModel, TheSampleIsOfPlacesInAPage) {
   for (unsigned place = 0; place < kPageSize / 64; place++) {
     if (model.sampled(place * 64)) places.push_back(place);
     EXPECT_EQ(model.sampled(place * 64), model.sampled(0x7fff12345000 + place * 64 + 63));
+    EXPECT_EQ(model.concerns(place * 64),
+              model.sampled(place * 64) || model.sampled((place + 1) * 64));
   }
   EXPECT_THAT(places, ElementsAre(0, 12, 18, 30, 33, 45, 51, 63));
 }

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tables and pictures of a meter's file (docs/write-meter.md), as P4 has them.
 
-    meter-plots.py table METER...              which range is where, and its traffic (tables 1, 2)
-    meter-plots.py writes METER -o STEM        rate of writes over time (figure 5)
-    meter-plots.py swaps SWAPS -o STEM         pages swapped over time (figures 6 and 9)
-    meter-plots.py compare WITH WITHOUT -o STEM   both runs, one above the other (figures 7 and 8)
+    meter_plots.py table METER...              which range is where, and its traffic (tables 1, 2)
+    meter_plots.py writes METER -o STEM        rate of writes over time (figure 5)
+    meter_plots.py swaps SWAPS -o STEM         pages swapped over time (figures 6 and 9)
+    meter_plots.py compare WITH WITHOUT -o STEM   both runs, one above the other (figures 7 and 8)
 
 Each picture is STEM.png and STEM.svg. With --swaps, pictures show which program ran when, where the
 file of swaps says so.
@@ -329,7 +329,7 @@ def main() -> int:
     try:
         args.run(args)
     except PlotError as error:
-        print(f"meter-plots: {error}", file=sys.stderr)
+        print(f"meter_plots: {error}", file=sys.stderr)
         return 1
     return 0
 
