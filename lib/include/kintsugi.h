@@ -115,7 +115,7 @@ int ks_tiering_report(KsTiering *tiering, uint32_t pair, bool swapped);
 
 /*
  * Another policy, which begins to learn; the placement stays. Parameters of the policy are then at
- * their defaults; "limit" stays. -EINVAL: no such policy, and nothing is changed.
+ * their defaults; those that every policy has stay. -EINVAL: no such policy, and nothing is changed.
  */
 int ks_tiering_set_policy(KsTiering *tiering, const char *policy, KsError *err);
 /* The name of the policy in use; valid until the next ks_tiering_set_policy(). */
@@ -133,8 +133,11 @@ typedef struct KsTieringParameter {
 } KsTieringParameter;
 
 /*
- * Parameters of the policy in use, and "limit": pairs that a decision may name (1,000). Take effect
- * at once. -ENOENT: this policy has none of that name. -EINVAL: out of range.
+ * Parameters that every policy has: "limit", pairs that a decision may name (1,000);
+ * "ping-pong-gate", decisions for which a swapped page stays where it is (0);
+ * "refused-wait", decisions for which the pages of a refused pair are left alone (12). And those of
+ * the policy in use. Take effect at once. -ENOENT: this policy has none of that name. -EINVAL: out
+ * of range.
  */
 int ks_tiering_set(KsTiering *tiering, const char *name, double value, KsError *err);
 int ks_tiering_get(const KsTiering *tiering, const char *name, double *value, KsError *err);

@@ -86,12 +86,34 @@ void Tiering::settle() {
   open_.clear();
 }
 
+bool Tiering::held_back(const SwapPair& pair) const {
+  return held_.find(pair.slow) != kNoNode || held_.find(pair.fast) != kNoNode;
+}
+
+void Tiering::hold_back(PageIndex page, double decisions) {
+  if (decisions == 0) return;
+  NodeId id = held_.find(page);
+  if (id == kNoNode) id = held_.insert(page);
+  held_[id] = stats_.decisions + 1 + static_cast<std::uint64_t>(decisions);
+}
+
 std::span<const SwapPair> Tiering::decide(std::size_t max) {
   settle();
-  policy_->decide(std::min(max, static_cast<std::size_t>(limit_.value)), pairs_);
+  ++stats_.decisions;
+  held_.for_each([this](NodeId id) {
+    if (held_[id] <= stats_.decisions) held_.erase(id);
+  });
+  const auto limit = static_cast<std::size_t>(parameters_[kLimit].value);
+  policy_->decide(std::min(max, limit), pairs_);
+  if (held_.size() != 0) {
+    std::erase_if(pairs_, [this](const SwapPair& pair) {
+      if (!held_back(pair)) return false;
+      policy_->refused(pair);
+      return true;
+    });
+  }
   open_.assign(pairs_.size(), true);
   pairs_of_policy_ = true;
-  ++stats_.decisions;
   stats_.pairs += pairs_.size();
   return pairs_;
 }
@@ -107,6 +129,9 @@ bool Tiering::report(std::size_t index, bool swapped) {
   } else {
     ++stats_.refused;
   }
+  const double wait = parameters_[swapped ? kPingPongGate : kRefusedWait].value;
+  hold_back(pair.slow, wait);
+  hold_back(pair.fast, wait);
   if (pairs_of_policy_) {
     swapped ? policy_->swapped(pair) : policy_->refused(pair);
   } else if (swapped) {
@@ -126,7 +151,7 @@ Result<void> Tiering::set_policy(std::string_view name) {
 }
 
 std::vector<Parameter> Tiering::parameters() const {
-  std::vector<Parameter> all{limit_};
+  std::vector<Parameter> all(parameters_.begin(), parameters_.end());
   const auto own = policy_->parameters();
   all.insert(all.end(), own.begin(), own.end());
   return all;
@@ -154,10 +179,10 @@ Result<void> Tiering::set(std::string_view name, double value) {
                       parameter.integer ? "a whole number" : "a number", parameter.min,
                       parameter.max);
   }
-  if (*index == 0) {
-    limit_.value = value;
+  if (*index < kOwn) {
+    parameters_[*index].value = value;
   } else {
-    policy_->set_parameter(*index - 1, value);
+    policy_->set_parameter(*index - kOwn, value);
   }
   return {};
 }

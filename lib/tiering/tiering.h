@@ -2,6 +2,7 @@
 // One VM's tiers: its placement, a policy that can be exchanged, and what both have done so far.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "tiering/page_pool.h"
 #include "tiering/placement.h"
 #include "tiering/policy.h"
 
@@ -43,8 +45,13 @@ struct TieringStats {
 // as it went; whoever moves pages otherwise says so by set_fast(). It reads no clock: the same
 // calls give the same pairs.
 //
-// Parameters are those of the policy and `limit`, the pairs of a decision. They are kept for a
-// policy as long as it is in use; another starts with its defaults.
+// Whatever the policy wants, pages that were swapped stay where they are for `ping-pong-gate`
+// decisions, and pages of a refused pair are not asked for again for `refused-wait` decisions: a
+// page that is pinned would be named each time. Pairs held back thus are told to the policy as
+// refused, and not counted.
+//
+// Parameters are those two, `limit` for the pairs of a decision, and the policy's. The latter are
+// kept as long as the policy is in use; another starts with its defaults.
 //
 // One thread at a time. Calls may throw std::bad_alloc, after which it may only be destroyed.
 class Tiering {
@@ -82,7 +89,7 @@ class Tiering {
   [[nodiscard]] Result<void> set_policy(std::string_view name);
   [[nodiscard]] const std::string& policy() const { return policy_name_; }
 
-  // `limit` first, then the policy's.
+  // Those of Tiering first, then the policy's.
   [[nodiscard]] std::vector<Parameter> parameters() const;
   // Errors: a name that is none, a value out of range or not whole; the message says what would do.
   [[nodiscard]] Result<void> set(std::string_view name, double value);
@@ -94,16 +101,27 @@ class Tiering {
   Tiering(Placement placement) : placement_(std::move(placement)) {}
 
   void settle();
+  [[nodiscard]] bool held_back(const SwapPair& pair) const;
+  void hold_back(PageIndex page, double decisions);
   Result<std::size_t> find(std::span<const Parameter> parameters, std::string_view name) const;
 
   Placement placement_;
   std::string policy_name_;
   std::unique_ptr<TieringPolicy> policy_;
-  Parameter limit_{"limit", "pairs of pages that a decision may name", 0, 1e6, true, 1000};
+  enum { kLimit, kPingPongGate, kRefusedWait, kOwn };
+  std::array<Parameter, kOwn> parameters_{{
+      {"limit", "pairs of pages that a decision may name", 0, 1e6, true, 1000},
+      {"ping-pong-gate", "decisions for which a swapped page stays where it is; 0: off", 0, 1000,
+       true, 0},
+      {"refused-wait", "decisions for which a refused pair's pages are left alone", 0, 1000, true,
+       12},
+  }};
   std::int64_t now_ms_ = INT64_MIN;
   std::vector<SwapPair> pairs_;
   std::vector<bool> open_;        // of pairs_: not reported on yet
   bool pairs_of_policy_ = false;  // pairs_ are of policy_, not of one before it
+  // Pages that are left alone, and the decision from which on they no longer are.
+  PagePool<std::uint64_t> held_;
   TieringStats stats_;
 };
 

@@ -186,7 +186,8 @@ TEST(Tiering, ParametersAreCheckedAndKeptByName) {
   EXPECT_EQ(EINVAL, tiering->set("queues", std::numeric_limits<double>::quiet_NaN()).error().code);
   const auto unknown = tiering->set("queue", 1);
   EXPECT_EQ(ENOENT, unknown.error().code);
-  EXPECT_THAT(unknown.error().message, HasSubstr("it has limit, queues, life-time-ms"));
+  EXPECT_THAT(unknown.error().message,
+              HasSubstr("it has limit, ping-pong-gate, refused-wait, queues, life-time-ms"));
 }
 
 TEST(Tiering, AnotherPolicyFindsThePlacementAsItIs) {
@@ -219,6 +220,36 @@ TEST(Tiering, APairIsReportedOnOnce) {
   EXPECT_FALSE(tiering->report(1, true));
   decide(*tiering);
   EXPECT_EQ(1U, tiering->stats().refused) << "the one that nobody reported on";
+}
+
+TEST(Tiering, TheGateKeepsSwappedPagesWhereTheyAre) {
+  const auto tiering = make_tiering(100, "lru");
+  ASSERT_TRUE(tiering->set("ping-pong-gate", 2).ok());
+  ASSERT_TRUE(tiering->set_fast(page(50), PageCount{1}, true).ok());
+  const auto moved = [&](std::int64_t now_s, std::uint64_t written) {
+    scan(*tiering, now_s, {written});
+    const auto pairs = decide(*tiering);
+    for (std::size_t i = 0; i < pairs.size(); ++i) tiering->report(i, true);
+    return pairs;
+  };
+  EXPECT_THAT(moved(1, 3), ElementsAre(pair_of(3, 50)));
+  EXPECT_THAT(moved(2, 50), ElementsAre());
+  EXPECT_THAT(moved(3, 4), ElementsAre()) << "3 is kept too";
+  EXPECT_THAT(moved(4, 5), ElementsAre(pair_of(5, 3)));
+  EXPECT_EQ(2U, tiering->stats().pairs) << "what is held back is no pair";
+  EXPECT_EQ(0U, tiering->stats().refused);
+}
+
+TEST(Tiering, RefusedPagesAreLeftAloneForAWhile) {
+  const auto tiering = make_tiering(100, "mq");
+  ASSERT_TRUE(tiering->set("refused-wait", 1).ok());
+  ASSERT_TRUE(tiering->set_fast(page(50), PageCount{3}, true).ok());
+  scan(*tiering, 1, {});
+  scan(*tiering, 7, {3});
+  ASSERT_THAT(decide(*tiering), ElementsAre(pair_of(3, 50)));
+  EXPECT_TRUE(tiering->report(0, false));
+  EXPECT_THAT(decide(*tiering), ElementsAre()) << "3 would be next with 51";
+  EXPECT_THAT(decide(*tiering), ElementsAre(pair_of(3, 52)));
 }
 
 TEST(Tiering, TimeDoesNotGoBack) {
