@@ -6,6 +6,8 @@ Here the two are files; in emulated hosts (tests/hosts) also physical memory and
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import struct
 import subprocess
@@ -19,7 +21,7 @@ from kintsugi import tiers as tiers_of
 from kintsugi.migrate import complete, prepare, start_stock
 from kintsugi.qmp import Json, QmpError
 from kintsugi.split import SplitSetup
-from kintsugi.util import PAGE_BYTES, HarnessError, Work, poll_until, qemu_binary
+from kintsugi.util import PAGE_BYTES, REPO, HarnessError, Work, poll_until, qemu_binary
 from kintsugi.vm import Vm, VmConfig
 
 pytestmark = pytest.mark.split
@@ -177,6 +179,38 @@ def test_looked_at_and_saved(vms: StartVm, tiers: VmConfig, work: Work) -> None:
     poll_until("pages were swapped since", lambda: tiering(vm)["swapped"] > swapped, 60)
     assert "error" not in vm.hmp("loadvm one").lower()
     vm.guest.verify()
+
+
+@pytest.mark.parametrize("aio", ["threads", "native", "io_uring"])
+def test_direct_io(config: VmConfig, work: Work, aio: str) -> None:
+    """A disk with cache=none reads into and writes from memory that may have no struct pages.
+
+    KINTSUGI_DISKS is a directory of a file system that pins memory for direct I/O, as that of
+    `work` may not.
+    """
+    directory = Path(os.environ.get("KINTSUGI_DISKS", work.temp))
+    code, disk, size = work.temp / "code.o", directory / f"disk-{aio}", 64 * 512
+    subprocess.run(["gcc", "-m32", "-c", "-o", code, REPO / "tests" / "guest" / "diskguest.S"],
+                   check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, disk], check=True)
+    content = random.Random(1).randbytes(size)
+    with disk.open("ab") as file:
+        file.write(content)
+        file.truncate(MIB)
+    vm = Vm("direct", replace(config, ram="tiers", memory_mib=64, kernel=False, extra=(
+        "-drive", f"if=none,id=d,file={disk},format=raw,cache=none,aio={aio}",
+        "-device", "virtio-blk-pci,drive=d")), work)
+    try:
+        poll_until("the guest has read and written", lambda: "disk " in console(vm), 60)
+        assert "disk ok" in console(vm)
+    finally:
+        vm.end()
+    assert disk.read_bytes()[512 + size:512 + 2 * size] == content
+
+
+def console(vm: Vm) -> str:
+    """What the guest has printed."""
+    return (vm.work.logs / f"{vm.name}.console").read_text(encoding="ascii", errors="replace")
 
 
 def pattern_pages(content: bytes) -> set[bytes]:

@@ -61,6 +61,7 @@ class VmConfig:
     guest: tuple[tuple[str, int | str], ...] = ()   # kg.* options
     devices: tuple[str, ...] = ()  # -device arguments: part of the migration stream
     ram: str = "default"           # default, shared (memfd), hugetlb (memfd of 2 MiB pages), tiers
+    kernel: bool = True            # False: firmware boots what `extra` has
     extra: tuple[str, ...] = ()    # any other QEMU arguments
     binary: Path = field(default_factory=qemu_binary)
 
@@ -101,6 +102,13 @@ class VmConfig:
         return ["console=ttyS0", "quiet", "panic=-1", "random.trust_cpu=on",
                 *(f"kg.{key}={value}" for key, value in options.items())]
 
+    def kernel_arguments(self) -> list[str]:
+        """QEMU's arguments for the guest's kernel."""
+        if not self.kernel:
+            return []
+        return ["-kernel", str(guest_kernel()), "-initrd", str(guest_initramfs()),
+                "-append", " ".join(self.command_line())]
+
     def arguments(self) -> list[str]:
         """QEMU's arguments, without monitor, console and -incoming."""
         accel = "tcg,thread=multi" if self.accel == "tcg" else self.accel
@@ -110,8 +118,7 @@ class VmConfig:
             str(self.binary), "-nodefaults", "-no-user-config", "-machine", "pc", "-accel", accel,
             "-cpu", cpu, "-smp", str(self.smp), *self.ram_arguments(), "-nic", "none",
             "-vga", "none", "-display", "none", "-no-reboot", *firmware,
-            "-kernel", str(guest_kernel()), "-initrd", str(guest_initramfs()),
-            "-append", " ".join(self.command_line()),
+            *self.kernel_arguments(),
             *(word for device in self.devices for word in ("-device", device)),
             *self.extra, *shlex.split(os.environ.get("KINTSUGI_QEMU_ARGS", "")),
         ]
