@@ -109,7 +109,8 @@ def read_meter(path: Path) -> Meter:
     """Reads a meter's file; what it does not know it passes over."""
     lines = objects(path, "kintsugi-meter")
     number, header = next(lines)
-    ranges = [Range(field(path, number, entry, "name", str), field(path, number, entry, "start", int),
+    ranges = [Range(field(path, number, entry, "name", str),
+                    field(path, number, entry, "start", int),
                     field(path, number, entry, "size", int))
               for entry in field(path, number, header, "ranges", list)]
     meter = Meter(path, field(path, number, header, "unix_time", (int, float)), ranges, {})
@@ -186,6 +187,11 @@ def tables(meters: list[Meter]) -> str:
             row += [f"{sum(series.read) / MB:,.2f}", f"{sum(series.written) / MB:,.2f}"]
         rows.append(row)
     return out + layout(rows)
+
+
+def print_tables(args: argparse.Namespace) -> None:
+    """Of all files."""
+    print(tables([read_meter(path) for path in args.meter]), end="")
 
 
 # --- Pictures --------------------------------------------------------------------------------
@@ -311,8 +317,8 @@ def main() -> int:
         found.add_argument("--reads", action="store_true", help="draw reads instead of writes")
         found.add_argument("--swaps", type=Path, help="mark the programs of this file of swaps")
 
-    table = command("table", lambda args: print(tables([read_meter(p) for p in args.meter]), end=""),
-                    "which range is where, and its traffic (tables 1 and 2)", picture=False)
+    table = command("table", print_tables, "which range is where, and its traffic (tables 1 and 2)",
+                    picture=False)
     table.add_argument("meter", type=Path, nargs="+")
     writes = command("writes", plot_writes, "rate of writes over time (figure 5)")
     writes.add_argument("meter", type=Path)

@@ -81,7 +81,8 @@ def words(guest: Path, console: Path, tasks: Sequence[Task]) -> list[str]:
 
 
 def run_guest(work: Work, name: str, tasks: Sequence[Task], meter: str = "") -> float:
-    """Run a guest until it powers off; the seconds of its tasks. `meter`: the plugin's arguments."""
+    """Run a guest until it powers off. `meter`: the plugin's arguments. Returns the tasks' seconds.
+    """
     console, log = work.logs / f"{name}.console", work.logs / f"{name}.log"
     plugin = ["-plugin", f"{PLUGIN},{meter}"] if meter else []
     process = Process(name, [*words(bare_guest(), console, tasks), *plugin], log)
