@@ -31,7 +31,7 @@ a period counts as --bytes-per-write. A swap writes 4096 bytes to each tier.)";
 
 struct SimCommand {
   std::vector<std::string> traces;
-  std::vector<std::string> policies = {"none", "lru", "mq"};
+  std::vector<std::string> policies = {"none", "lru", "mq", "kintsugi"};
   double fast_percent = 2.4;
   std::optional<std::uint64_t> fast_pages;
   std::string fast_at = "end";

@@ -108,14 +108,14 @@ int ks_tiering_end_scan(KsTiering *tiering);
 int ks_tiering_decide(KsTiering *tiering, KsTieringPair *pairs, uint32_t max, uint32_t *count,
                       KsError *err);
 /*
- * What became of pair @pair, from 0, of the last ks_tiering_decide(): whether the pages have changed
- * places. Scans may lie between. -ENOENT: no such pair, or reported on before.
+ * What became of pair @pair, from 0, of the last ks_tiering_decide(): whether the pages have
+ * changed places. Scans may lie between. -ENOENT: no such pair, or reported on before.
  */
 int ks_tiering_report(KsTiering *tiering, uint32_t pair, bool swapped);
 
 /*
  * Another policy, which begins to learn; the placement stays. Parameters of the policy are then at
- * their defaults; those that every policy has stay. -EINVAL: no such policy, and nothing is changed.
+ * their defaults; those that every policy has stay. -EINVAL: no such policy; nothing is changed.
  */
 int ks_tiering_set_policy(KsTiering *tiering, const char *policy, KsError *err);
 /* The name of the policy in use; valid until the next ks_tiering_set_policy(). */

@@ -7,6 +7,7 @@
 #include "tiering/lru.h"
 #include "tiering/mq.h"
 #include "tiering/policy.h"
+#include "tiering/value.h"
 
 namespace kintsugi {
 namespace {
@@ -39,6 +40,8 @@ constexpr std::array kMakers{
             return std::make_unique<NonePolicy>();
           }},
     Maker{{"lru", "the most recently written pages are fast"}, make<LruPolicy>},
+    Maker{{"kintsugi", "swaps where the writes to come are worth more than the swap costs"},
+          make<ValuePolicy>},
     Maker{{"mq", "Multi Queue, as RAMinate: recency and frequency"}, make<MqPolicy>},
 };
 

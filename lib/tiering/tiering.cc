@@ -103,11 +103,16 @@ std::span<const SwapPair> Tiering::decide(std::size_t max) {
   held_.for_each([this](NodeId id) {
     if (held_[id] <= stats_.decisions) held_.erase(id);
   });
-  const auto limit = static_cast<std::size_t>(parameters_[kLimit].value);
-  policy_->decide(std::min(max, limit), pairs_);
+  const std::size_t limit = std::min(max, static_cast<std::size_t>(parameters_[kLimit].value));
+  // A page that is held back spoils one pair at most, so with as many more there is still enough.
+  policy_->decide(limit == 0 ? 0 : limit + held_.size(), pairs_);
   if (held_.size() != 0) {
-    std::erase_if(pairs_, [this](const SwapPair& pair) {
-      if (!held_back(pair)) return false;
+    std::size_t kept = 0;
+    std::erase_if(pairs_, [&](const SwapPair& pair) {
+      if (kept < limit && !held_back(pair)) {
+        ++kept;
+        return false;
+      }
       policy_->refused(pair);
       return true;
     });

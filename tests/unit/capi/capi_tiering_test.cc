@@ -68,6 +68,7 @@ TEST(CapiTieringTest, DecideHandsOutNoMoreThanAskedFor) {
   uint32_t count = 0;
   EXPECT_EQ(0, ks_tiering_decide(tiering, pairs.data(), 10, &count, &err));
   EXPECT_EQ(10U, count);
+  for (uint32_t i = 0; i < count; i++) EXPECT_EQ(0, ks_tiering_report(tiering, i, true));
   EXPECT_EQ(0, ks_tiering_set(tiering, "limit", 3, &err));
   EXPECT_EQ(0, ks_tiering_decide(tiering, pairs.data(), 10, &count, &err));
   EXPECT_EQ(3U, count);
