@@ -147,7 +147,7 @@ test-long: all kernel selftests ## what takes too long for test: the whole model
 demo: all ## split a running VM over three hosts, live, and check every byte
 	@scripts/demo
 
-bench: all qemu-stock kernel ## all benchmarks, or SUITE=paging|migration|placement|kernel
+bench: all qemu-stock kernel ## all benchmarks, or SUITE=paging|migration|placement|kernel|tiering
 	@scripts/bench $(if $(SUITE),--suite $(SUITE))
 
 bench-check: ## name each figure of build/bench/results.json that misses its goal
