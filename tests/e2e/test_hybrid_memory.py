@@ -142,6 +142,7 @@ def test_migrates_to_an_ordinary_vm_and_back(vms: StartVm, tiers: VmConfig) -> N
     start_stock(source, middle.listen())
     complete(source, middle)
     middle.guest.verify()
+    source.end()  # the memory is its own until then
     back = vms("back", tiered(tiers, ",policy=lru"), incoming=True)
     prepare(middle, back)
     start_stock(middle, back.listen())

@@ -16,7 +16,7 @@
 #include "qom/object_interfaces.h"
 #include "system/system.h"
 
-#define DEFAULT_POLICY "mq"
+#define DEFAULT_POLICY "kintsugi"
 
 /* @list is of NAME=VALUE. */
 static bool apply_parameters(MemoryTiering *t, const strList *list,
