@@ -84,7 +84,8 @@ def test_writes_move_to_fast_memory(vms: StartVm, tiers: VmConfig) -> None:
 
 def test_swaps_without_end_lose_no_byte(vms: StartVm, tiers: VmConfig) -> None:
     """LRU with much to swap: the hot part of the guest is larger than the fast memory."""
-    vm = vms("tiered", tiered(tiers.with_guest(hot=60, hotwrite=50, coldwrite=20, coldevery=8), ",policy=lru"))
+    busy = tiers.with_guest(hot=60, hotwrite=50, coldwrite=20, coldevery=8)
+    vm = vms("tiered", tiered(busy, ",policy=lru"))
     poll_until("many pages were swapped", lambda: tiering(vm)["swapped"] >= 5000, 120)
     vm.guest.wait_passes(1)
     vm.guest.verify()
@@ -116,7 +117,8 @@ def test_properties_change_at_run_time(vms: StartVm, tiers: VmConfig) -> None:
         vm.qmp.execute("qom-set", {"path": "/objects/mt", "property": name, "value": value})
 
     for name, value, error in (("policy", "best", "policy"), ("interval", 0, "at least 1"),
-                               ("limit", 5000, "at most 4096"), ("memdev", "x", "cannot be changed"),
+                               ("limit", 5000, "at most 4096"),
+                               ("memdev", "x", "cannot be changed"),
                                ("parameters", ["colour=1"], "colour"),
                                ("parameters", ["colour"], "NAME=NUMBER")):
         with pytest.raises(QmpError, match=error):

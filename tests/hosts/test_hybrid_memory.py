@@ -15,7 +15,7 @@ PATTERN_MIB = 64
 LIMIT_S = 1500.0
 SLOW, FAST = 0x40000000, 0x60000000
 # The guest's RAM fits into the slow range, and an eighth of it into the fast one.
-RANGES = f"512M@{SLOW:#x},64M@{FAST:#x}"
+RANGES = f"512M@{SLOW:#x},128M@{FAST:#x}"
 SET_ASIDE = ("memmap=" + RANGES.replace("@", "$"),)
 TIERMEM = (*SET_ASIDE, "tiermem.ranges=" + RANGES)
 # The second node has memory and no processor, as CXL memory appears.

@@ -16,6 +16,7 @@
 #include "qemu/cutils.h"
 #include "qemu/mmap-alloc.h"
 #include "qemu/module.h"
+#include "qemu/units.h"
 #include "qom/object_interfaces.h"
 #include "system/hostmem-container.h"
 
@@ -79,6 +80,56 @@ static bool is_set_aside(const char *what)
            g_str_has_prefix(what, "Persistent Memory");
 }
 
+/* A line of /proc/iomem. */
+typedef struct IomemLine {
+    uint64_t from, to;
+    const char *what;
+} IomemLine;
+
+/* What is indented lies within a line before it, and is not told. */
+static bool parse_line(const char *text, IomemLine *line)
+{
+    const char *what = strstr(text, " : ");
+    uint64_t last;
+
+    if (!what || *text == ' ' ||
+        sscanf(text, "%" SCNx64 "-%" SCNx64, &line->from, &last) != 2) {
+        return false;
+    }
+    line->to = last + 1;
+    line->what = what + strlen(" : ");
+    return true;
+}
+
+/*
+ * What the kernel takes for one: if a part is RAM, it takes the rest to be in
+ * its map of memory as well, and KVM crashes the host when a guest's clock lies
+ * there.
+ */
+#define SECTION (128 * MiB)
+
+static bool check_line(const IomemLine *line, uint64_t from, uint64_t to,
+                       Error **errp)
+{
+    bool overlaps = line->from < to && line->to > from;
+
+    if (overlaps && !is_set_aside(line->what)) {
+        error_setg(errp, "the host has '%s' at 0x%" PRIx64 " to 0x%" PRIx64
+                   ": set the range aside with memmap= on its kernel's command "
+                   "line", line->what, line->from, line->to);
+        return false;
+    }
+    if (g_str_equal(line->what, "System RAM") &&
+        line->from < QEMU_ALIGN_UP(to, SECTION) &&
+        line->to > QEMU_ALIGN_DOWN(from, SECTION)) {
+        error_setg(errp, "the host's kernel uses memory from 0x%" PRIx64
+                   " to 0x%" PRIx64 ", in the same 128 MiB as this: set aside "
+                   "with memmap= multiples of 128 MiB", line->from, line->to);
+        return false;
+    }
+    return true;
+}
+
 /*
  * Whether the host's kernel leaves @from to @to alone.  /dev/mem may let
  * through what it uses, depending on how it was built.
@@ -87,7 +138,7 @@ static bool check_iomem(uint64_t from, uint64_t to, Error **errp)
 {
     g_autofree char *text = NULL;
     g_auto(GStrv) lines = NULL;
-    uint64_t free_from = from;
+    uint64_t covered = from;
 
     if (!g_file_get_contents("/proc/iomem", &text, NULL, NULL)) {
         error_setg(errp, "cannot read /proc/iomem, which tells what the host "
@@ -95,32 +146,21 @@ static bool check_iomem(uint64_t from, uint64_t to, Error **errp)
         return false;
     }
     lines = g_strsplit(text, "\n", -1);
-    for (char **line = lines; *line; line++) {
-        uint64_t first, last;
-        const char *what = strstr(*line, " : ");
+    for (char **l = lines; *l; l++) {
+        IomemLine line;
 
-        /* What is indented lies within a line before it. */
-        if (!what || **line == ' ' ||
-            sscanf(*line, "%" SCNx64 "-%" SCNx64, &first, &last) != 2) {
+        if (!parse_line(*l, &line)) {
             continue;
         }
-        what += strlen(" : ");
-        if (last < free_from || first >= to) {
-            continue;
-        }
-        if (!is_set_aside(what)) {
-            error_setg(errp, "the host has '%s' at 0x%" PRIx64 " to 0x%" PRIx64
-                       ": set the range aside with memmap= on its kernel's "
-                       "command line", what, first, last + 1);
+        if (!check_line(&line, from, to, errp)) {
             return false;
         }
-        if (first > free_from) {
-            break;
+        if (line.from <= covered && line.to > covered) {
+            covered = line.to; /* lines ascend */
         }
-        free_from = last + 1; /* lines ascend */
     }
-    if (free_from < to) {
-        error_setg(errp, "the host has no memory at 0x%" PRIx64, free_from);
+    if (covered < to) {
+        error_setg(errp, "the host has no memory at 0x%" PRIx64, covered);
         return false;
     }
     return true;

@@ -20,12 +20,13 @@ typedef struct TieringMemory {
     HostMemoryContainer *container; /* NULL with NUMA nodes */
     uint8_t *host;
     uint64_t pages;
-    DECLARE_BITMAP(fast_nodes, MAX_NODES + 1); /* mbind() takes one less */
+    /* mbind() takes one node less than it is told. */
+    DECLARE_BITMAP(fast_nodes, MAX_NODES + 1);
     DECLARE_BITMAP(slow_nodes, MAX_NODES + 1);
     uint64_t fast_size;
 } TieringMemory;
 
-/* What became of a pair: NULL, it was swapped; or a literal that says why not. */
+/* What became of a pair: NULL, it was swapped; else a literal with the reason. */
 typedef const char *TieringResult;
 
 /* A way to swap pages. */

@@ -58,7 +58,8 @@ static void access_tracker_complete(UserCreatable *uc, Error **errp)
                    "whole VM");
         return;
     }
-    if (phase_check(PHASE_MACHINE_READY) && !access_tracker_check_source(t, errp)) {
+    if (phase_check(PHASE_MACHINE_READY) &&
+        !access_tracker_check_source(t, errp)) {
         return;
     }
     if (qemu_target_page_size() != KS_PAGE_SIZE) {
