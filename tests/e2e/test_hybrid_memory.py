@@ -92,6 +92,18 @@ def test_swaps_without_end_lose_no_byte(vms: StartVm, tiers: VmConfig) -> None:
     assert vm.status() == "running"
 
 
+def test_killed_while_it_swaps(vms: StartVm, tiers: VmConfig) -> None:
+    """Its memory is nobody's then, and the next VM's."""
+    busy = tiered(tiers.with_guest(hot=60, hotwrite=50, coldwrite=20, coldevery=8), ",policy=lru")
+    for name in ("first", "second"):
+        vm = vms(name, busy)
+        poll_until("pages are swapped", lambda: tiering(vm)["swapped"] > 1000, 120)
+        vm.kill()
+    vm = vms("third", busy)
+    poll_until("pages are swapped", lambda: tiering(vm)["swapped"] > 1000, 120)
+    vm.guest.verify()
+
+
 def test_what_is_told(vms: StartVm, tiers: VmConfig) -> None:
     vm = vms("tiered", tiered(tiers, ",policy=mq,parameters=life-time-ms=700"))
     poll_until("pages were swapped", lambda: tiering(vm)["swapped"] > 0, 60)

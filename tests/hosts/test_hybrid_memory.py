@@ -23,10 +23,11 @@ NODES = ("-object", "memory-backend-ram,id=near,size=2560M",
          "-object", "memory-backend-ram,id=far,size=512M",
          "-numa", "node,nodeid=0,cpus=0-1,memdev=near", "-numa", "node,nodeid=1,memdev=far")
 SWAPPING = ["test_writes_move_to_fast_memory", "test_swaps_without_end_lose_no_byte",
-            "test_what_is_told", "test_migrates_to_an_ordinary_vm_and_back"]
+            "test_what_is_told", "test_migrates_to_an_ordinary_vm_and_back",
+            "test_killed_while_it_swaps"]
 DIRECT_IO = ["test_direct_io"]
 CASES = {
-    "tiermem": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}", SWAPPING, 4),
+    "tiermem": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}", SWAPPING, 5),
     "tiermem-disk": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}", DIRECT_IO, 3),
     "mem": (SET_ASIDE, (), f"mem:{FAST:#x}:{SLOW:#x}", SWAPPING[:1] + DIRECT_IO, 4),
     "nodes": ((), NODES, "nodes:0:1", SWAPPING[:3], 3),
