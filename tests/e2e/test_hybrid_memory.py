@@ -6,6 +6,7 @@ Here the two are files; in emulated hosts (tests/hosts) also physical memory and
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from kintsugi.migrate import complete, prepare, start_stock
 from kintsugi.qmp import Json, QmpError
 from kintsugi.split import SplitSetup
 from kintsugi.util import PAGE_BYTES, REPO, HarnessError, Work, poll_until, qemu_binary
-from kintsugi.vm import Vm, VmConfig
+from kintsugi.vm import Vm, VmConfig, firmware_arguments
 
 pytestmark = pytest.mark.split
 StartVm = Callable[..., Vm]
@@ -204,14 +205,12 @@ def test_direct_io(config: VmConfig, work: Work, aio: str) -> None:
     `work` may not.
     """
     directory = Path(os.environ.get("KINTSUGI_DISKS", work.temp))
-    code, disk, size = work.temp / "code.o", directory / f"disk-{aio}", 64 * 512
-    subprocess.run(["gcc", "-m32", "-c", "-o", code, REPO / "tests" / "guest" / "diskguest.S"],
-                   check=True)
-    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, disk], check=True)
+    disk, size = directory / f"disk-{aio}", 64 * 512
     content = random.Random(1).randbytes(size)
-    with disk.open("ab") as file:
+    disk.write_bytes(boot_sector(work).read_bytes())
+    with disk.open("r+b") as file:
+        file.seek(512)
         file.write(content)
-        file.truncate(MIB)
     vm = Vm("direct", replace(config, ram="tiers", memory_mib=64, kernel=False, extra=(
         "-drive", f"if=none,id=d,file={disk},format=raw,cache=none,aio={aio}",
         "-device", "virtio-blk-pci,drive=d")), work)
@@ -221,6 +220,55 @@ def test_direct_io(config: VmConfig, work: Work, aio: str) -> None:
     finally:
         vm.end()
     assert disk.read_bytes()[512 + size:512 + 2 * size] == content
+
+
+TIERMEM_IOC_GRANT = 0x4018BB03  # linux/tiermem.h
+
+
+def test_without_root(work: Work) -> None:
+    """A manager grants memory to a file, and a QEMU without rights has that and no other."""
+    if tiers_of.kind() != "tiermem":
+        pytest.skip("this machine has no /dev/tiermem")
+    slow = tiers_of.slow_address()
+    code = boot_sector(work)
+    work.temp.chmod(0o755)
+    code.chmod(0o644)
+
+    def run(path: str, *extra: str, fds: tuple[int, ...] = ()) -> str:
+        piece = f"memory-backend-devmem,id=p,parent=c,size=64M,phy-offset={slow:#x},path={path}"
+        child = subprocess.Popen(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--pdeathsig", "KILL",
+             qemu_binary(), "-nodefaults", "-display", "none", "-machine", "q35,memory-backend=c",
+             "-m", "64M", "-accel", "tcg", "-no-reboot", *firmware_arguments(), *extra,
+             "-object", CONTAINER, "-object", piece, "-serial", "stdio",
+             "-drive", f"file={code},format=raw,snapshot=on,if=none,id=d",
+             "-device", "virtio-blk-pci,drive=d"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            pass_fds=fds, env={**os.environ, "TMPDIR": "/tmp"})
+        assert child.stdout
+        with child.stdout as output:
+            line = next((text for text in output if "disk " in text or "annot" in text), "")
+            child.kill()
+            child.wait()
+        return line
+
+    assert "cannot map" in run("/dev/tiermem")
+    with open("/dev/tiermem", "r+b", buffering=0) as file:
+        fcntl.ioctl(file, TIERMEM_IOC_GRANT, struct.pack("<QQQ", slow, 64 * MIB, 0))
+        passed = ("-add-fd", f"fd={file.fileno()},set=1")
+        assert "disk ok" in run("/dev/fdset/1", *passed, fds=(file.fileno(),))
+        assert "cannot map" in run("/dev/tiermem")  # another's now
+
+
+def boot_sector(work: Work) -> Path:
+    """The guest of diskguest.S, the start of a disk of 1 MiB."""
+    code, disk = work.temp / "code.o", work.temp / "code"
+    subprocess.run(["gcc", "-m32", "-c", "-o", code, REPO / "tests" / "guest" / "diskguest.S"],
+                   check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", code, disk], check=True)
+    with disk.open("ab") as file:
+        file.truncate(MIB)
+    return disk
 
 
 def console(vm: Vm) -> str:

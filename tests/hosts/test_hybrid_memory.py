@@ -28,7 +28,8 @@ SWAPPING = ["test_writes_move_to_fast_memory", "test_swaps_without_end_lose_no_b
 DIRECT_IO = ["test_direct_io"]
 CASES = {
     "tiermem": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}", SWAPPING, 5),
-    "tiermem-disk": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}", DIRECT_IO, 3),
+    "tiermem-disk": (TIERMEM, (), f"tiermem:{FAST:#x}:{SLOW:#x}",
+                     [*DIRECT_IO, "test_without_root"], 4),
     "mem": (SET_ASIDE, (), f"mem:{FAST:#x}:{SLOW:#x}", SWAPPING[:1] + DIRECT_IO, 4),
     "nodes": ((), NODES, "nodes:0:1", SWAPPING[:3], 3),
 }

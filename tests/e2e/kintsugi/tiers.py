@@ -27,6 +27,11 @@ def swapper() -> str:
     return SWAPPERS[kind()]
 
 
+def slow_address() -> int:
+    """Where in physical memory the slow memory begins."""
+    return int(_where()[2], 0)
+
+
 def _where() -> tuple[str, str, str]:
     what, fast, slow = os.environ.get("KINTSUGI_TIERS", "files::").split(":")
     return what, fast, slow

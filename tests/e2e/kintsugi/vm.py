@@ -45,6 +45,11 @@ def guest_initramfs() -> Path:
     return _script(str(REPO / "tests" / "guest" / "build.py"))
 
 
+def firmware_arguments() -> list[str]:
+    """QEMU's arguments for where firmware lies."""
+    return [word for path in FIRMWARE if os.path.isdir(path) for word in ("-L", path)]
+
+
 def memory_for_pattern(pattern_mib: int) -> int:
     """MiB of guest RAM for so many MiB of pattern, in steps of 32."""
     return -(-(pattern_mib + pattern_mib // GUEST_SHARE + GUEST_BASE_MIB) // 32) * 32
@@ -113,11 +118,10 @@ class VmConfig:
         """QEMU's arguments, without monitor, console and -incoming."""
         accel = "tcg,thread=multi" if self.accel == "tcg" else self.accel
         cpu = "qemu64" if self.accel == "tcg" else "host"
-        firmware = [word for path in FIRMWARE if os.path.isdir(path) for word in ("-L", path)]
         return [
             str(self.binary), "-nodefaults", "-no-user-config", "-machine", "pc", "-accel", accel,
             "-cpu", cpu, "-smp", str(self.smp), *self.ram_arguments(), "-nic", "none",
-            "-vga", "none", "-display", "none", "-no-reboot", *firmware,
+            "-vga", "none", "-display", "none", "-no-reboot", *firmware_arguments(),
             *self.kernel_arguments(),
             *(word for device in self.devices for word in ("-device", device)),
             *self.extra, *shlex.split(os.environ.get("KINTSUGI_QEMU_ARGS", "")),
