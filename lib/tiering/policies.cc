@@ -4,9 +4,12 @@
 
 #include <array>
 
+#include "tiering/cache_policy.h"
 #include "tiering/lru.h"
 #include "tiering/mq.h"
 #include "tiering/policy.h"
+#include "tiering/ranked_policy.h"
+#include "tiering/smq.h"
 #include "tiering/value.h"
 
 namespace kintsugi {
@@ -43,6 +46,12 @@ constexpr std::array kMakers{
     Maker{{"kintsugi", "swaps where the writes to come are worth more than the swap costs"},
           make<ValuePolicy>},
     Maker{{"mq", "Multi Queue, as RAMinate: recency and frequency"}, make<MqPolicy>},
+    Maker{{"smq", "dm-cache's stochastic multi-queue: no counts"}, make<SmqPolicy>},
+    Maker{{"arms", "two averages, a gate by cost and benefit, change detection"}, make<ArmsPolicy>},
+    Maker{{"memtis", "a hot set fitted to the fast tier by a histogram"}, make<MemtisPolicy>},
+    Maker{{"s3fifo", "three FIFO queues"}, make<S3FifoPolicy>},
+    Maker{{"wtinylfu", "an LRU window before a segmented LRU, by counted requests"},
+          make<WTinyLfuPolicy>},
 };
 
 constexpr auto kNames = [] {
