@@ -38,11 +38,13 @@ void CachePolicy::written(std::uint64_t group, std::uint64_t bits) {
       return;
     }
     if (id == kNoNode) {
-      add(page, kArriving);
+      id = add(page, kArriving);
     } else if (pool_[id].list != kArriving && pool_[id].list != kTaken) {
       pool_[id].was_ghost = pool_[id].list == kGhost;
+      pool_[id].hits = 0;
       move_to_back(id, kArriving);
     }
+    if (pool_[id].list == kArriving && pool_[id].hits < 0xff) ++pool_[id].hits;
   });
 }
 
@@ -57,36 +59,51 @@ NodeId CachePolicy::take_untouched() {
   }
 }
 
+// What arrived, the most requested first; of equals, what came first.
+std::vector<NodeId> CachePolicy::arrivals() const {
+  std::vector<NodeId> ids;
+  for (NodeId id = oldest(kArriving); id != kNoNode; id = pool_[id].next) ids.push_back(id);
+  std::stable_sort(ids.begin(), ids.end(),
+                   [this](NodeId a, NodeId b) { return pool_[a].hits > pool_[b].hits; });
+  return ids;
+}
+
+// The page to go for `page`, in kTaken; kNoNode if there is none.
+NodeId CachePolicy::take_victim(PageIndex page) {
+  NodeId id = take_untouched();
+  while (id == kNoNode) {
+    id = victim(page);
+    if (id == kNoNode) return kNoNode;
+    if (placement_.is_fast(pool_.page(id))) {
+      pool_[id].from_first = pool_[id].list == kFirst;
+      move_to_back(id, kTaken);
+    } else {
+      // Somebody else has taken it out of the cache.
+      forget(id);
+      id = kNoNode;
+    }
+  }
+  return id;
+}
+
 void CachePolicy::decide(std::size_t limit, std::vector<SwapPair>& out) {
   std::size_t pairs = 0;
-  while (pairs < limit && oldest(kArriving) != kNoNode) {
-    const NodeId arrival = oldest(kArriving);
+  for (const NodeId arrival : arrivals()) {
     const PageIndex page = pool_.page(arrival);
     if (placement_.is_fast(page)) {
       admit(arrival);
       continue;
     }
-    if (!wanted(page)) {
+    const NodeId leaving = pairs < limit && wanted(page) ? take_victim(page) : kNoNode;
+    if (leaving != kNoNode) {
+      move_to_back(arrival, kTaken);
+      out.push_back({.slow = page, .fast = pool_.page(leaving)});
+      ++pairs;
+    } else if (pool_[arrival].was_ghost) {
+      move_to_back(arrival, kGhost);
+    } else {
       forget(arrival);
-      continue;
     }
-    NodeId out_id = take_untouched();
-    if (out_id == kNoNode) out_id = victim(page);
-    if (out_id == kNoNode) break;
-    if (!placement_.is_fast(pool_.page(out_id))) {
-      // Somebody else has taken it out of the cache.
-      forget(out_id);
-      continue;
-    }
-    pool_[out_id].from_first = pool_[out_id].list == kFirst;
-    if (pool_[out_id].list != kTaken) move_to_back(out_id, kTaken);
-    move_to_back(arrival, kTaken);
-    out.push_back({.slow = page, .fast = pool_.page(out_id)});
-    ++pairs;
-  }
-  while (oldest(kArriving) != kNoNode) {
-    const NodeId id = oldest(kArriving);
-    pool_[id].was_ghost ? move_to_back(id, kGhost) : forget(id);
   }
 }
 

@@ -35,7 +35,7 @@ class CachePolicy : public TieringPolicy {
     NodeId prev = kNoNode;
     NodeId next = kNoNode;
     List list = kArriving;
-    std::uint8_t hits = 0;
+    std::uint8_t hits = 0;  // of an arrival, since the last decision
     bool was_ghost = false;
     bool from_first = false;  // of a page in kTaken: where it was
   };
@@ -69,6 +69,8 @@ class CachePolicy : public TieringPolicy {
  private:
   NodeId add(PageIndex page, List list);
   NodeId take_untouched();
+  NodeId take_victim(PageIndex page);
+  [[nodiscard]] std::vector<NodeId> arrivals() const;
 
   const Placement& placement_;
   PageList<Entry> lists_[kLists];
