@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -101,8 +102,9 @@ Result<SimulationOptions> options_for(const SimCommand& c, const std::string& po
                                       const Workload& workload) {
   SimulationOptions options = c.options;
   options.fast_at_end = c.fast_at == "end";
-  options.fast_pages = PageCount{c.fast_pages.value_or(static_cast<std::uint64_t>(
-      static_cast<double>(workload.pages.value) * c.fast_percent / 100 + 0.5))};
+  const double share = static_cast<double>(workload.pages.value) * c.fast_percent / 100;
+  options.fast_pages =
+      PageCount{c.fast_pages.value_or(static_cast<std::uint64_t>(std::llround(share)))};
   if (c.limit) options.parameters.emplace_back("limit", *c.limit);
   if (c.gate) options.parameters.emplace_back("ping-pong-gate", *c.gate);
   for (const std::string& setting : c.settings) {

@@ -49,7 +49,7 @@ std::filesystem::path find_script() {
   std::error_code error;
   const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
   for (const char* relative : {"../share/kintsugi", "../../../scripts"}) {
-    const auto script = program.parent_path() / relative / "sim_plot.py";
+    auto script = program.parent_path() / relative / "sim_plot.py";
     if (std::filesystem::exists(script, error)) return script;
   }
   return {};

@@ -27,7 +27,7 @@ unsigned rank_of(std::uint64_t ranks, unsigned way) {
 }
 
 std::uint64_t moved_to_front(std::uint64_t ranks, unsigned rank) {
-  const unsigned bits = rank * kNibbleBits;
+  const unsigned bits = (rank & 0xf) * kNibbleBits;
   const std::uint64_t way = (ranks >> bits) & 0xf;
   const std::uint64_t younger = ranks & ((std::uint64_t{1} << bits) - 1);
   // Two steps, as the last rank would shift by 64.
