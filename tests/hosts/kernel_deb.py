@@ -17,7 +17,7 @@ from emulated.amd import AmdHost
 from test_selftests import APPEND
 
 PROGRAMS = ("kvm/x86_64/access_bits_test", "mm/uffd-pageout", "mm/ksm_sharing",
-            "tiermem/tiermem_test", "kvm/tiermem_test")
+            "tiermem/tiermem_test", "kvm/tiermem_test", "kvm/x86_64/unsafe_mappings_test")
 SCRIPT = 'modprobe -d "$1" kvm_amd && lsmod | grep -w ^kvm_amd && shift && exec "$@"'
 # It has far more to set up than the kernel made for these hosts.
 SLOWER = 3.0

@@ -14,8 +14,11 @@ ROWS = selftests.read_table()
 # Two ranges for /dev/tiermem, which the kernel is kept from using as RAM.
 TIERMEM = ("memmap=16M$0x10000000,16M$0x12000000",
            "tiermem.ranges=16M@0x10000000,16M@0x12000000")
-# Tests use what huge pages they find.
-APPEND = {"mm": ("hugepages=256",), "kvm": ("hugepages=8", *TIERMEM), "tiermem": TIERMEM}
+# Tests use what huge pages they find. The IOMMU of an AMD host remaps no interrupts.
+APPEND = {"mm": ("hugepages=256",), "kvm": ("hugepages=8", *TIERMEM),
+          "tiermem": (*TIERMEM, "vfio_iommu_type1.allow_unsafe_interrupts=1")}
+# Devices of an AMD host that a test needs.
+DEVICES = {"tiermem/vfio_test": ("-device", "virtio-iommu-pci", "-device", "edu")}
 ACCESS_BITS = selftests.Selftest("kvm", "x86_64/access_bits_test", frozenset(), 2, 600, ())
 
 
@@ -39,7 +42,7 @@ def run_selftest(run_host, row: selftests.Selftest, config: host.HostConfig) -> 
 
 @pytest.mark.parametrize("row", rows_of("amd"), ids=lambda row: row.name)
 def test_on_amd(row, run_host):
-    run_selftest(run_host, row, AmdHost(cpus=row.cpus))
+    run_selftest(run_host, row, AmdHost(cpus=row.cpus, extra=DEVICES.get(row.name, ())))
 
 
 @pytest.mark.parametrize("row", rows_of("intel"), ids=lambda row: row.name)
