@@ -19,11 +19,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 # pylint: disable=wrong-import-position
-import debian_fetch  # noqa: E402
 from roots import Root, debian_root  # noqa: E402
 
 RELEASE = os.environ.get("KINTSUGI_RELEASE")
-CODENAME = RELEASE or debian_fetch.os_release()["VERSION_CODENAME"]
+CODENAME = RELEASE or debian_root.debian_fetch.os_release()["VERSION_CODENAME"]
 MakeRoot = Callable[[str], Root]
 Lintian = Callable[[list[Path]], tuple[int, str]]
 

@@ -165,14 +165,12 @@ class Runner:
                     stdin=subprocess.DEVNULL, stdout=output, stderr=output) as child:
                 try:
                     status: int | None = child.wait(limit_s)
-                except subprocess.TimeoutExpired:
-                    status = None
-                finally:
+                except BaseException as error:
                     # With its QEMUs, which are in the same session and group.
-                    try:
-                        os.killpg(child.pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
+                    os.killpg(child.pid, signal.SIGKILL)
+                    if not isinstance(error, subprocess.TimeoutExpired):
+                        raise
+                    status = None
                 output.seek(0)
                 return status, output.read().decode(errors="replace")
         finally:
