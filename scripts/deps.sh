@@ -41,8 +41,8 @@ packages="
     bochs bochs-term bochsbios vgabios grub-common grub-pc-bin xorriso
 "
 case "${1:-}" in
-kernel-deb) packages="$packages debhelper rsync kmod" ;;
-deb) packages="$packages debhelper lintian" ;;
+kernel-deb) packages="$packages build-essential debhelper rsync kmod" ;;
+deb) packages="$packages build-essential debhelper lintian" ;;
 esac
 # One space between names, whatever the layout above.
 # shellcheck disable=SC2086
