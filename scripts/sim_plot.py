@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Draw what `kintsugi sim --json` wrote: bytes to each tier over time, and swaps.
 
-    kintsugi sim TRACE --json | python3 sim_plot.py FILE.svg|FILE.png
+    kintsugi sim TRACE --json | /usr/bin/python3 sim_plot.py FILE.svg|FILE.png
 
 A row a workload and policy: bytes a second that the guest wrote to the fast and to the slow tier
 (P4's figures 5, 7 and 8), and below, pairs swapped at each decision (its figures 6 and 9).

@@ -51,6 +51,7 @@ void add_options(CLI::App* sim, SimCommand* c) {
       ->type_name("");
   sim->add_option("--policy", c->policies, "Policies, with commas between")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str()
       ->type_name("NAME");
   auto* percent = sim->add_option("--fast-percent", c->fast_percent, "Fast tier, of the VM's pages")
@@ -73,6 +74,7 @@ void add_options(CLI::App* sim, SimCommand* c) {
                   "Decisions for which a swapped page stays where it is [0]")
       ->type_name("N");
   sim->add_option("--set", c->settings, "A parameter of all policies named, or of one of them")
+      ->allow_extra_args(false)
       ->type_name("[POLICY:]NAME=VALUE");
   sim->add_option("--bytes-per-write", c->options.bytes_per_write,
                   "What a page written in a period writes to memory, in traces without write-backs")

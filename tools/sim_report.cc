@@ -117,7 +117,7 @@ Result<void> plot(const std::vector<SimReport>& reports, const std::string& file
   const pid_t child = fork();
   if (child == 0) {
     dup2(ends[0], STDIN_FILENO);
-    execlp("python3", "python3", script.c_str(), file.c_str(), static_cast<char*>(nullptr));
+    execl("/usr/bin/python3", "python3", script.c_str(), file.c_str(), static_cast<char*>(nullptr));
     _exit(127);
   }
   close(ends[0]);
@@ -129,8 +129,9 @@ Result<void> plot(const std::vector<SimReport>& reports, const std::string& file
   std::fclose(to);
   int status = -1;
   if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
-    return make_error(EIO, "cannot draw {}: python3 {} failed; it needs python3-matplotlib", file,
-                      script);
+    return make_error(EIO,
+                      "cannot draw {}: /usr/bin/python3 {} failed; it needs python3-matplotlib",
+                      file, script);
   }
   return {};
 }
