@@ -31,7 +31,7 @@ def test_kvm_keeps_pages_mapped_if_told_to(kind: type[HostConfig], run_host):
 def test_ranges_that_are_refused(kind: type[HostConfig], ranges, why, run_host):
     """All of them, with a reason, if one cannot be used."""
     outcome = run_host("sh", "-c", REFUSED, config=kind(
-        append=("memmap=16M$0x10000000", f"tiermem.ranges={ranges}")))
+        append=("memmap=128M$0x10000000", f"tiermem.ranges={ranges}")))
     assert outcome.status == 0, outcome.stdout
     assert why in outcome.stdout
 
