@@ -143,9 +143,12 @@ test-long: all kernel selftests ## what takes too long for test: the whole model
 
 ## Demo and benchmarks
 
-.PHONY: demo bench bench-check
+.PHONY: demo demo-tiering bench bench-check
 demo: all ## split a running VM over three hosts, live, and check every byte
 	@scripts/demo
+
+demo-tiering: all kernel ## pages of an emulated hybrid memory move, live: P4's figures 5 and 6
+	@scripts/demo-tiering
 
 bench: all qemu-stock kernel ## all benchmarks, or SUITE=paging|migration|placement|kernel|tiering
 	@scripts/bench $(if $(SUITE),--suite $(SUITE))
