@@ -47,7 +47,9 @@ class ValuePolicy final : public TieringPolicy {
   [[nodiscard]] std::span<const Parameter> parameters() const override { return parameters_; }
   void set_parameter(std::size_t index, double value) override { parameters_[index].value = value; }
   [[nodiscard]] std::size_t tracked_pages() const override { return pool_.size(); }
-  [[nodiscard]] std::size_t memory_bytes() const override { return pool_.bytes(); }
+  [[nodiscard]] std::size_t memory_bytes() const override {
+    return pool_.bytes() + displaced_.bytes();
+  }
 
   // For tests.
   [[nodiscard]] const ValueModel& model() const { return model_; }

@@ -86,6 +86,7 @@ void measure_cost(const char* vm, std::uint64_t pages, const std::string& policy
   const std::uint64_t writes = pages / 100;
   std::vector<std::uint64_t> bitmap((pages + 63) / 64);
   std::uint64_t state = 88172645463325252;
+  std::uint64_t tracked = 0;  // at most; nodes are kept for the next pages
   double decision = 0;
   double period = 0;
   for (unsigned scan = 1; scan <= kDecisions * kScansPerDecision; ++scan) {
@@ -100,6 +101,7 @@ void measure_cost(const char* vm, std::uint64_t pages, const std::string& policy
     tiering.begin_scan(scan * 1000);
     tiering.feed_written(PageIndex{0}, bitmap.data(), PageCount{pages});
     tiering.end_scan();
+    tracked = std::max(tracked, tiering.stats().tracked_pages);
     if (scan % kScansPerDecision == 1) period = 0;
     period += cpu_seconds() - began;
     if (scan % kScansPerDecision != 0) continue;
@@ -115,10 +117,9 @@ void measure_cost(const char* vm, std::uint64_t pages, const std::string& policy
               large ? "reported" : "<= 50 ms", large || decision * 1000 <= kMaxDecisionMs);
   figures.add(fmt::format("{} period of 5 scans, {}", policy, vm), period, "s of CPU", "", 0,
               large ? "<= 15 s" : "reported", !large || period <= kMaxPeriodSeconds);
-  if (stats.tracked_pages == 0) return;
-  const double bytes =
-      static_cast<double>(stats.memory.value) / static_cast<double>(stats.tracked_pages);
-  figures.add(fmt::format("{} memory, {}, {} tracked", policy, vm, stats.tracked_pages), bytes,
+  if (tracked == 0) return;
+  const double bytes = static_cast<double>(stats.memory.value) / static_cast<double>(tracked);
+  figures.add(fmt::format("{} memory, {}, {} tracked at most", policy, vm, tracked), bytes,
               "bytes a tracked page", "", 0, "<= 32", bytes <= kMaxBytesPerPage);
 }
 
@@ -205,7 +206,8 @@ int run(int argc, char** argv) {
   for (const PolicyName& policy : policy_names()) {
     if (policy.name == "none") continue;
     measure_cost("4 GiB", 1 << 20, std::string(policy.name), figures);
-    if (!small) measure_cost("1 TiB", 1 << 28, std::string(policy.name), figures);
+    const bool of_note = policy.name == "kintsugi" || policy.name == "mq";
+    if (!small && of_note) measure_cost("1 TiB", 1 << 28, std::string(policy.name), figures);
   }
   for (const std::string& trace : traces) {
     const auto workload = load_workload(trace, false);
