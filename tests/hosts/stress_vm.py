@@ -141,6 +141,7 @@ def run(args: argparse.Namespace, work: Work) -> None:
                                   Rest(experiment.tiering(), args.limit))
         experiment.watch("steady", args.steady_s, never)
         emit("phase", name="check")
+        experiment.limit(0)
         vm.guest.hold()
         experiment.tick()
         sweep = vm.guest.sweep(SWEEP_S)
