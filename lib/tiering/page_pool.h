@@ -18,7 +18,7 @@ using NodeId = std::uint32_t;
 inline constexpr NodeId kNoNode = 0xffffffff;
 
 // Nodes of pages, found by a hash table with chains. A page that is not in the pool costs nothing;
-// one that is costs 8 bytes, its payload, and 4 to 8 bytes of table. What was erased is used again
+// one that is costs 8 bytes, its payload, and 2 to 4 bytes of table. What was erased is used again
 // but not given back, so memory follows the most pages that were ever tracked at once.
 //
 // Runs of pages of one 64-page group lie side by side in the table, as scans find them; where a
@@ -39,7 +39,7 @@ class PagePool {
   // A node for a page that has none; its payload is that of `Payload{}`.
   NodeId insert(PageIndex page) {
     assert(find(page) == kNoNode && page.value < kNoPage);
-    if (size_ >= buckets_.size()) grow_table();
+    if (size_ >= kChainPages * buckets_.size()) grow_table();
     if (free_ == kNoNode) grow_nodes();
     const NodeId id = free_;
     Node& n = node(id);
@@ -85,6 +85,7 @@ class PagePool {
   static constexpr std::uint32_t kNoPage = 0xffffffff;
   static constexpr std::size_t kBlockNodes = 1024;
   static constexpr std::size_t kFirstBuckets = 1024;
+  static constexpr std::size_t kChainPages = 2;  // of a chain, on the average, at most
 
   struct Node {
     std::uint32_t page = kNoPage;
