@@ -30,6 +30,8 @@ StartVm = Callable[..., Vm]
 MIB = 1 << 20
 CONTAINER = "memory-backend-container,id=c,size=64M"
 PIECE = "memory-backend-devmem,id=p,parent=c"
+SECOND = {"qom-type": "memory-tiering", "memdev": "pc.ram", "fast": ["fast"], "interval": 200,
+          "policy": "lru"}
 
 
 @pytest.fixture
@@ -84,8 +86,11 @@ def test_writes_move_to_fast_memory(vms: StartVm, tiers: VmConfig) -> None:
 
 
 def test_swaps_without_end_lose_no_byte(vms: StartVm, tiers: VmConfig) -> None:
-    """LRU with much to swap: the hot part of the guest is larger than the fast memory."""
-    busy = tiers.with_guest(hot=60, hotwrite=50, coldwrite=20, coldevery=8)
+    """LRU with much to swap: the hot part of the guest is larger than the fast memory.
+
+    Two processors, one of which does not wait for the other.
+    """
+    busy = replace(tiers, smp=2).with_guest(hot=60, hotwrite=50, coldwrite=20, coldevery=8)
     vm = vms("tiered", tiered(busy, ",policy=lru"))
     poll_until("many pages were swapped", lambda: tiering(vm)["swapped"] >= 5000, 120)
     vm.guest.wait_passes(1)
@@ -122,7 +127,7 @@ def test_what_is_told(vms: StartVm, tiers: VmConfig) -> None:
 
 
 def test_properties_change_at_run_time(vms: StartVm, tiers: VmConfig) -> None:
-    vm = vms("tiered", tiered(tiers, ",policy=none"))
+    vm = vms("tiered", tiered(tiers.with_guest(hot=60, hotwrite=50), ",policy=none"))
     poll_until("decisions are made", lambda: tiering(vm)["decisions"] > 1, 60)
     assert tiering(vm)["swapped"] == 0
 
@@ -141,9 +146,28 @@ def test_properties_change_at_run_time(vms: StartVm, tiers: VmConfig) -> None:
     poll_until("pages are swapped", lambda: tiering(vm)["swapped"] > 0, 60)
     assert tiering(vm)["policy"] == "lru" and tiering(vm)["interval"] == 200
 
-    vm.qmp.execute("object-del", {"id": "mt"})
-    assert vm.qmp.execute("query-memory-tiering") == []
-    assert "no memory-tiering" in vm.hmp("info memory_tiering")
+    with pytest.raises(QmpError, match="there is a memory-tiering already"):
+        vm.qmp.execute("object-add", {**SECOND, "id": "second"})
+    for _ in range(3):
+        vm.qmp.execute("object-del", {"id": "mt"})
+        assert vm.qmp.execute("query-memory-tiering") == []
+        assert "no memory-tiering" in vm.hmp("info memory_tiering")
+        # It finds pages where the one before has left them.
+        vm.qmp.execute("object-add", {**SECOND, "id": "mt"})
+        poll_until("pages are swapped", lambda: tiering(vm)["swapped"] > 300, 60)
+        vm.guest.verify()
+
+
+def test_containers_come_and_go(vms: StartVm, tiers: VmConfig) -> None:
+    """Beside a running guest, which waits for nobody."""
+    vm = vms("plain", replace(tiers, ram="default"))
+    for _ in range(20):
+        vm.qmp.execute("object-add", {"qom-type": "memory-backend-container", "id": "more",
+                                      "size": MIB})
+        vm.qmp.execute("object-del", {"id": "more"})
+    with pytest.raises(QmpError, match="too large"):
+        vm.qmp.execute("object-add", {"qom-type": "memory-backend-container", "id": "more",
+                                      "size": (1 << 64) - 4096})
     vm.guest.verify()
 
 

@@ -23,19 +23,26 @@
 #include "system/hostmem-container.h"
 #include "system/hostmem-pinnable.h"
 
+/* The address range of a container, which is unmapped after the last reader. */
+typedef struct AddressRange {
+    struct rcu_head rcu;
+    HostMemoryContainer *container; /* under the BQL */
+    uint8_t *host;
+    uint64_t size;
+    QLIST_ENTRY(AddressRange) next;
+} AddressRange;
+
 struct HostMemoryContainer {
     HostMemoryBackend parent_obj;
 
-    uint8_t *host; /* NULL before it is complete as an object */
+    AddressRange *range; /* NULL before it is complete as an object */
     uint64_t mapped; /* bytes that pieces have filled */
     QLIST_HEAD(, HostMemoryPiece) pieces; /* by offset */
-
-    QLIST_ENTRY(HostMemoryContainer) next; /* in containers */
+    GHashTable *moved;
 };
 
 /* Written under the BQL, read under RCU. */
-static QLIST_HEAD(, HostMemoryContainer) containers =
-    QLIST_HEAD_INITIALIZER(containers);
+static QLIST_HEAD(, AddressRange) ranges = QLIST_HEAD_INITIALIZER(ranges);
 
 static const char *container_id(HostMemoryContainer *c)
 {
@@ -59,6 +66,11 @@ static void holes_changed(HostMemoryContainer *c)
 bool host_memory_container_in_use(HostMemoryContainer *c)
 {
     return complete(c) && host_memory_backend_is_mapped(MEMORY_BACKEND(c));
+}
+
+GHashTable *host_memory_container_moved(HostMemoryContainer *c)
+{
+    return c->moved;
 }
 
 int host_memory_container_tiermem(HostMemoryContainer *c)
@@ -136,7 +148,7 @@ static bool find_place(HostMemoryContainer *c, const HostMemoryPiece *piece,
 static bool map_piece(HostMemoryContainer *c, const HostMemoryPiece *piece,
                       Error **errp)
 {
-    void *host = c->host + piece->offset;
+    void *host = c->range->host + piece->offset;
 
     if (mmap(host, piece->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
              piece->fd, piece->fd_offset) == MAP_FAILED) {
@@ -203,7 +215,8 @@ void host_memory_container_remove(HostMemoryContainer *c,
         QLIST_REMOVE(piece, next);
         return;
     }
-    if (map_nothing(c->host + piece->offset, piece->size) == MAP_FAILED) {
+    if (map_nothing(c->range->host + piece->offset, piece->size) ==
+        MAP_FAILED) {
         abort(); /* a range that is mapped can be mapped over */
     }
     QLIST_REMOVE(piece, next);
@@ -213,17 +226,20 @@ void host_memory_container_remove(HostMemoryContainer *c,
 
 bool host_memory_container_allows(const char *what, Error **errp)
 {
-    HostMemoryContainer *c = QLIST_FIRST(&containers);
+    AddressRange *range = QLIST_FIRST(&ranges);
 
-    if (!c) {
+    if (!range) {
         return true;
     }
     error_setg(errp, "memory of memory-backend-container '%s' cannot be used "
-               "with %s", container_id(c), what);
+               "with %s", container_id(range->container), what);
     return false;
 }
 
-/* They pin memory, register it with userfaultfd, or need two copies of it. */
+/*
+ * They pin memory, as direct I/O to a file of mapped RAM does, register it with
+ * userfaultfd, or need two copies of it.
+ */
 static const struct {
     MigrationCapability cap;
     bool (*enabled)(void);
@@ -232,6 +248,7 @@ static const struct {
     { MIGRATION_CAPABILITY_BACKGROUND_SNAPSHOT, migrate_background_snapshot },
     { MIGRATION_CAPABILITY_ZERO_COPY_SEND, migrate_zero_copy_send },
     { MIGRATION_CAPABILITY_RDMA_PIN_ALL, migrate_rdma_pin_all },
+    { MIGRATION_CAPABILITY_MAPPED_RAM, migrate_mapped_ram },
     { MIGRATION_CAPABILITY_X_COLO, migrate_colo },
 };
 
@@ -254,12 +271,12 @@ bool host_memory_container_allows_caps(const bool *caps, Error **errp)
 
 bool host_memory_pinnable(const void *host, size_t size)
 {
-    HostMemoryContainer *c;
+    AddressRange *range;
 
     RCU_READ_LOCK_GUARD();
-    QLIST_FOREACH_RCU(c, &containers, next) {
-        if (ranges_overlap((uintptr_t)host, MAX(size, 1), (uintptr_t)c->host,
-                           MEMORY_BACKEND(c)->size)) {
+    QLIST_FOREACH_RCU(range, &ranges, next) {
+        if (ranges_overlap((uintptr_t)host, MAX(size, 1),
+                           (uintptr_t)range->host, range->size)) {
             return false;
         }
     }
@@ -274,6 +291,10 @@ static bool check_properties(HostMemoryBackend *backend, Error **errp)
     if (!backend->size) {
         error_setg(errp, "size is missing: set it to what the pieces have "
                    "together");
+        return false;
+    }
+    if (backend->size > INT64_MAX) {
+        error_setg(errp, "size 0x%" PRIx64 " is too large", backend->size);
         return false;
     }
     if (!QEMU_IS_ALIGNED(backend->size, qemu_real_host_page_size())) {
@@ -320,25 +341,31 @@ static bool container_alloc(HostMemoryBackend *backend, Error **errp)
     g_autofree char *name = host_memory_backend_get_name(backend);
     /* Pieces of huge pages have to lie at multiples of them. */
     uint64_t align = MIN(pow2floor(backend->size), GiB);
-    uint8_t *range;
+    uint8_t *mapped, *host;
 
     if (!check_properties(backend, errp)) {
         return false;
     }
-    range = map_nothing(NULL, backend->size + align);
-    if (range == MAP_FAILED) {
+    mapped = map_nothing(NULL, backend->size + align);
+    if (mapped == MAP_FAILED) {
         error_setg_errno(errp, errno, "cannot reserve 0x%" PRIx64 " bytes of "
-                         "address space", backend->size + align);
+                         "address space", backend->size);
         return false;
     }
-    c->host = (uint8_t *)QEMU_ALIGN_PTR_UP(range, align);
-    munmap(range, c->host - range);
-    munmap(c->host + backend->size, range + align - c->host);
+    host = (uint8_t *)QEMU_ALIGN_PTR_UP(mapped, align);
+    munmap(mapped, host - mapped);
+    munmap(host + backend->size, mapped + align - host);
 
     memory_region_init_ram_ptr(&backend->mr, OBJECT(backend), name,
-                               backend->size, c->host);
+                               backend->size, host);
     backend->mr.align = MIN(align, QEMU_VMALLOC_ALIGN); /* in guest memory */
-    QLIST_INSERT_HEAD_RCU(&containers, c, next);
+    c->range = g_new(AddressRange, 1);
+    *c->range = (AddressRange) {
+        .container = c,
+        .host = host,
+        .size = backend->size,
+    };
+    QLIST_INSERT_HEAD_RCU(&ranges, c->range, next);
     holes_changed(c);
     return true;
 }
@@ -350,18 +377,27 @@ static bool container_can_be_deleted(UserCreatable *uc)
 
 static void container_init(Object *obj)
 {
-    QLIST_INIT(&MEMORY_BACKEND_CONTAINER(obj)->pieces);
+    HostMemoryContainer *c = MEMORY_BACKEND_CONTAINER(obj);
+
+    QLIST_INIT(&c->pieces);
+    c->moved = g_hash_table_new(NULL, NULL);
+}
+
+static void free_range(AddressRange *range)
+{
+    munmap(range->host, range->size);
+    g_free(range);
 }
 
 static void container_finalize(Object *obj)
 {
     HostMemoryContainer *c = MEMORY_BACKEND_CONTAINER(obj);
 
-    if (c->host) {
-        QLIST_REMOVE_RCU(c, next);
-        synchronize_rcu();
-        munmap(c->host, MEMORY_BACKEND(c)->size);
+    if (c->range) {
+        QLIST_REMOVE_RCU(c->range, next);
+        call_rcu(c->range, free_range, rcu);
     }
+    g_hash_table_destroy(c->moved);
 }
 
 static void container_class_init(ObjectClass *oc, void *data)

@@ -390,6 +390,7 @@ static bool join_container(HostMemoryDevmem *d, Error **errp)
         !check_alignment(d, errp)) {
         return false;
     }
+    d->piece.owner = OBJECT(d);
     d->piece.id = my_id(d);
     d->piece.offset = d->offset;
     d->piece.size = d->size;

@@ -8,6 +8,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <numa.h>
 #include <numaif.h>
 #include "memory-tiering-internal.h"
 #include "qapi/error.h"
@@ -34,9 +35,33 @@ static bool bind_pages(const TieringMemory *memory, uint64_t first,
         return true;
     }
     if (mbind(tiering_page(memory, first), pages * KS_PAGE_SIZE, MPOL_BIND,
-              nodes, MAX_NODES + 1, MPOL_MF_MOVE)) {
+              nodes, MAX_NODES + 1, MPOL_MF_MOVE | MPOL_MF_STRICT)) {
         error_setg_errno(errp, errno, "cannot bind memory to the tiers' NUMA "
                          "nodes");
+        return false;
+    }
+    return true;
+}
+
+/* Taking more than there is would end QEMU by the kernel's hand. */
+static bool check_free(const TieringMemory *memory, Error **errp)
+{
+    uint64_t free_bytes = 0;
+
+    for (unsigned node = find_first_bit(memory->fast_nodes, MAX_NODES);
+         node < MAX_NODES;
+         node = find_next_bit(memory->fast_nodes, MAX_NODES, node + 1)) {
+        long long bytes = 0;
+
+        if (numa_node_size64(node, &bytes) < 0) {
+            error_setg(errp, "the host has no NUMA node %u", node);
+            return false;
+        }
+        free_bytes += bytes;
+    }
+    if (free_bytes < memory->fast_size) {
+        error_setg(errp, "the fast nodes have 0x%" PRIx64 " bytes free, less "
+                   "than fast-size", free_bytes);
         return false;
     }
     return true;
@@ -46,8 +71,7 @@ static bool bind_pages(const TieringMemory *memory, uint64_t first,
  * Only small pages can be exchanged one by one, and only those that are there:
  * what is to lie on the fast nodes is taken at once.
  */
-static void *nodes_start(const TieringMemory *memory,
-                         void (*set_fast)(void *, uint64_t, uint64_t),
+static void *nodes_start(const TieringMemory *memory, TieringSetFast *set_fast,
                          void *opaque, Error **errp)
 {
     uint64_t fast = memory->fast_size / KS_PAGE_SIZE;
@@ -56,6 +80,9 @@ static void *nodes_start(const TieringMemory *memory,
     if (qemu_ram_pagesize(memory->backend->mr.ram_block) != KS_PAGE_SIZE) {
         error_setg(errp, "the memory is of huge pages, which cannot be moved "
                    "one by one: use a backend of small pages");
+        return NULL;
+    }
+    if (!check_free(memory, errp)) {
         return NULL;
     }
     qemu_madvise(memory->host, memory->pages * KS_PAGE_SIZE,
@@ -71,7 +98,7 @@ static void *nodes_start(const TieringMemory *memory,
                          "fast nodes' memory", memory->fast_size);
         return NULL;
     }
-    set_fast(opaque, 0, fast);
+    set_fast(opaque, 0, fast, true);
     s = g_new0(NodeSwap, 1);
     s->memory = memory;
     s->next_fast = find_first_bit(memory->fast_nodes, MAX_NODES);
@@ -144,6 +171,7 @@ static bool nodes_swap(void *opaque, const KsTieringPair *pairs, unsigned count,
         s->addresses[j] = tiering_page(m, pairs[pair_of[j]].slow_page);
         s->nodes[j] = take_node(&s->next_fast, m->fast_nodes);
         s->status[j] = -ENOENT;
+        results[pair_of[j]] = "the fast nodes take no page";
     }
     if (demoted && !move(s, demoted, errp)) {
         return false;
@@ -152,9 +180,10 @@ static bool nodes_swap(void *opaque, const KsTieringPair *pairs, unsigned count,
     count = demoted;
     demoted = 0;
     for (unsigned j = 0; j < count; j++) {
-        if (s->status[j] < 0) {
-            unsigned i = pair_of[j];
+        unsigned i = pair_of[j];
 
+        results[i] = NULL;
+        if (s->status[j] < 0) {
             results[i] = reason(s->status[j]);
             s->addresses[demoted] = tiering_page(m, pairs[i].fast_page);
             s->nodes[demoted] = take_node(&s->next_fast, m->fast_nodes);

@@ -33,6 +33,10 @@ static bool apply_parameters(MemoryTiering *t, const strList *list,
             return false;
         }
         name = g_strndup(list->value, equals - list->value);
+        if (g_str_equal(name, "limit")) {
+            error_setg(errp, "limit is a property of its own");
+            return false;
+        }
         if (ks_tiering_set(t->policy, name, value, &err)) {
             error_setg(errp, "%s", err.message);
             return false;
@@ -56,6 +60,11 @@ static bool check_nodes(MemoryTiering *t, Error **errp)
         error_setg(errp, "a NUMA node is in fast-nodes and in slow-nodes");
         return false;
     }
+    if (phase_check(PHASE_MACHINE_READY) || m->backend->prealloc) {
+        error_setg(errp, "memory of NUMA nodes is bound before it is used: "
+                   "give the object on the command line, and no prealloc=on");
+        return false;
+    }
     if (!m->fast_size || m->fast_size >= m->backend->size ||
         !QEMU_IS_ALIGNED(m->fast_size, KS_PAGE_SIZE)) {
         error_setg(errp, "fast-size must be a multiple of %u, more than 0 and "
@@ -66,13 +75,32 @@ static bool check_nodes(MemoryTiering *t, Error **errp)
     return true;
 }
 
-static const HostMemoryPiece *find_piece(HostMemoryContainer *container,
-                                         const char *id)
+/* Pieces that are deleted meanwhile stay until the object is, too. */
+static void keep_pieces(TieringMemory *m)
 {
     const HostMemoryPiece *piece;
 
-    for (piece = host_memory_container_first(container); piece;
+    for (piece = host_memory_container_first(m->container); piece;
          piece = QLIST_NEXT(piece, next)) {
+        object_ref(piece->owner);
+        g_ptr_array_add(m->pieces, (gpointer)piece);
+    }
+}
+
+static void drop_pieces(TieringMemory *m)
+{
+    for (unsigned i = 0; i < m->pieces->len; i++) {
+        object_unref(((HostMemoryPiece *)m->pieces->pdata[i])->owner);
+    }
+    g_ptr_array_free(m->pieces, true);
+    g_ptr_array_free(m->fast, true);
+}
+
+static const HostMemoryPiece *find_piece(const TieringMemory *m, const char *id)
+{
+    for (unsigned i = 0; i < m->pieces->len; i++) {
+        const HostMemoryPiece *piece = m->pieces->pdata[i];
+
         if (g_str_equal(piece->id, id)) {
             return piece;
         }
@@ -96,16 +124,17 @@ static bool check_pieces(MemoryTiering *t, Error **errp)
         return false;
     }
     for (strList *l = t->fast; l; l = l->next) {
-        const HostMemoryPiece *piece = find_piece(m->container, l->value);
+        const HostMemoryPiece *piece = find_piece(m, l->value);
 
         if (!piece) {
             error_setg(errp, "'%s' is not a piece of '%s'", l->value,
                        t->memdev);
             return false;
         }
-        ks_tiering_set_fast(t->policy, piece->offset / KS_PAGE_SIZE,
-                            piece->size / KS_PAGE_SIZE, true, NULL);
-        m->fast_size += piece->size;
+        if (!tiering_is_fast(m, piece)) {
+            g_ptr_array_add(m->fast, (gpointer)piece);
+            m->fast_size += piece->size;
+        }
     }
     if (m->fast_size >= m->backend->size) {
         error_setg(errp, "all of '%s' is fast", t->memdev);
@@ -136,7 +165,13 @@ static bool find_memory(MemoryTiering *t, Error **errp)
         object_dynamic_cast(obj, TYPE_MEMORY_BACKEND_CONTAINER);
     m->host = memory_region_get_ram_ptr(&m->backend->mr);
     m->pages = m->backend->size / KS_PAGE_SIZE;
-    return host_memory_container_check(m->backend, errp);
+    if (!host_memory_container_check(m->backend, errp)) {
+        return false;
+    }
+    if (m->container) {
+        keep_pieces(m);
+    }
+    return true;
 }
 
 static bool make_policy(MemoryTiering *t, Error **errp)
@@ -184,6 +219,8 @@ static void tiering_init(Object *obj)
     t->policy_name = g_strdup(DEFAULT_POLICY);
     t->interval_ms = 5000;
     t->limit = 1000;
+    t->memory.pieces = g_ptr_array_new();
+    t->memory.fast = g_ptr_array_new();
     t->refused = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     qemu_mutex_init(&t->lock);
     qemu_sem_init(&t->wake, 0);
@@ -198,6 +235,7 @@ static void tiering_finalize(Object *obj)
     }
     memory_tiering_stop(t);
     ks_tiering_free(t->policy);
+    drop_pieces(&t->memory);
     if (t->memory.backend) {
         object_unref(OBJECT(t->memory.backend));
     }

@@ -28,6 +28,7 @@ struct MemoryTiering {
     strList *parameters;  /* until the policy is made */
 
     Notifier machine_done;
+    char *id; /* for the thread, which may not ask for it */
     TieringMemory memory;
     uint64_t first_page; /* of the memory, in the tracker's layout */
     const TieringSwapOps *swap;
@@ -49,6 +50,7 @@ struct MemoryTiering {
     /* Protects what follows, and is the policy's "one thread at a time" */
     QemuMutex lock;
     KsTiering *policy;
+    bool in_scan;
     bool policy_failed;
     char *gave_up; /* why no more pages are swapped; set once */
     int64_t now_ms;

@@ -9,8 +9,8 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/block-global-state.h"
 #include "memory-tiering-internal.h"
+#include "migration/migration.h"
 #include "migration/misc.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -18,6 +18,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qemu/mmap-alloc.h"
+#include "system/cpus.h"
 #include "system/runstate.h"
 
 /* Mappings that the rest of QEMU may have. */
@@ -29,7 +30,7 @@
  */
 typedef struct StopSwap {
     const TieringMemory *memory;
-    GHashTable *frame_of; /* page + 1 to frame + 1 */
+    GHashTable *frame_of; /* page + 1 to frame + 1; the container's */
     unsigned max_moved;
     void *buffer; /* a page */
 } StopSwap;
@@ -68,8 +69,31 @@ static unsigned max_map_count(void)
     return MIN(g_ascii_strtoull(text, NULL, 10), UINT_MAX);
 }
 
-static void *stop_start(const TieringMemory *memory,
-                        void (*set_fast)(void *, uint64_t, uint64_t),
+static bool is_fast_frame(const TieringMemory *memory, uint64_t frame)
+{
+    return tiering_is_fast(memory, tiering_piece(memory, frame * KS_PAGE_SIZE));
+}
+
+static void tell_fast(StopSwap *s, TieringSetFast *set_fast, void *opaque)
+{
+    const TieringMemory *m = s->memory;
+    GHashTableIter iter;
+    gpointer page, frame;
+
+    for (unsigned i = 0; i < m->fast->len; i++) {
+        const HostMemoryPiece *piece = m->fast->pdata[i];
+
+        set_fast(opaque, piece->offset / KS_PAGE_SIZE,
+                 piece->size / KS_PAGE_SIZE, true);
+    }
+    g_hash_table_iter_init(&iter, s->frame_of);
+    while (g_hash_table_iter_next(&iter, &page, &frame)) {
+        set_fast(opaque, (uintptr_t)page - 1, 1,
+                 is_fast_frame(m, (uintptr_t)frame - 1));
+    }
+}
+
+static void *stop_start(const TieringMemory *memory, TieringSetFast *set_fast,
                         void *opaque, Error **errp)
 {
     unsigned maps = max_map_count();
@@ -80,10 +104,11 @@ static void *stop_start(const TieringMemory *memory,
     }
     s = g_new0(StopSwap, 1);
     s->memory = memory;
-    s->frame_of = g_hash_table_new(NULL, NULL);
+    s->frame_of = host_memory_container_moved(memory->container);
     /* A page that is mapped alone divides a mapping in three. */
     s->max_moved = maps > SPARE_MAPPINGS ? (maps - SPARE_MAPPINGS) / 2 : 0;
     s->buffer = qemu_memalign(KS_PAGE_SIZE, KS_PAGE_SIZE);
+    tell_fast(s, set_fast, opaque);
     return s;
 }
 
@@ -91,7 +116,6 @@ static void stop_stop(void *opaque)
 {
     StopSwap *s = opaque;
 
-    g_hash_table_destroy(s->frame_of);
     qemu_vfree(s->buffer);
     g_free(s);
 }
@@ -118,13 +142,8 @@ static bool map_frame(StopSwap *s, uint64_t page, uint64_t frame)
 {
     uint8_t *host = tiering_page(s->memory, page);
     uint64_t offset = frame * KS_PAGE_SIZE;
-    const HostMemoryPiece *piece;
+    const HostMemoryPiece *piece = tiering_piece(s->memory, offset);
 
-    for (piece = host_memory_container_first(s->memory->container);
-         offset - piece->offset >= piece->size;
-         piece = QLIST_NEXT(piece, next)) {
-        /* pieces leave no hole */
-    }
     if (mmap(host, KS_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
              piece->fd, piece->fd_offset + offset - piece->offset) ==
         MAP_FAILED) {
@@ -178,20 +197,43 @@ static TieringResult swap_pair(StopSwap *s, const KsTieringPair *pair)
  * migration, which reads it by a thread of its own.  A VM that does not run
  * writes nothing, so its pages can stay where they are.
  */
+static const char *why_not_now(void)
+{
+    if (!runstate_is_running() || migration_is_running()) {
+        return "the VM is stopped or migrates";
+    }
+    if (migration_is_blocked(NULL)) {
+        return "a device goes on while the VM is stopped, as it does not "
+               "migrate either";
+    }
+    return NULL;
+}
+
 static bool stop_swap(void *opaque, const KsTieringPair *pairs, unsigned count,
                       TieringResult *results, Error **errp)
 {
-    if (!runstate_is_running() || migration_is_running()) {
-        for (unsigned i = 0; i < count; i++) {
-            results[i] = "the VM is stopped or migrates";
-        }
-        return true;
+    const char *reason = why_not_now();
+    RunState state;
+    bool asked;
+
+    /* A vCPU that polls the main loop's events would only ask for a stop. */
+    assert(!qemu_in_vcpu_thread());
+    if (!reason) {
+        /* Drains the block layer too.  What cannot be flushed fails later. */
+        vm_stop(RUN_STATE_PAUSED);
     }
-    vm_stop(RUN_STATE_PAUSED); /* drains the block layer too */
     for (unsigned i = 0; i < count; i++) {
-        results[i] = swap_pair(opaque, &pairs[i]);
+        results[i] = reason ?: swap_pair(opaque, &pairs[i]);
     }
-    vm_start();
+    if (!reason) {
+        /* Somebody may have asked for a stop meanwhile, which this forgets. */
+        asked = qemu_vmstop_requested(&state);
+        vm_start();
+        if (asked) {
+            qemu_system_vmstop_request_prepare();
+            qemu_system_vmstop_request(state);
+        }
+    }
     return true;
 }
 

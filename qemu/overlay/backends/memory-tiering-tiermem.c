@@ -25,7 +25,15 @@ struct tiermem_swap {
     uint32_t flags;
 };
 
-#define TIERMEM_IOC_SWAP _IOWR(0xBB, 0x00, struct tiermem_swap)
+struct tiermem_where {
+    uint64_t offset;
+    uint64_t addresses;
+    uint32_t nr_pages;
+    uint32_t flags;
+};
+
+#define TIERMEM_IOC_SWAP  _IOWR(0xBB, 0x00, struct tiermem_swap)
+#define TIERMEM_IOC_WHERE _IOW(0xBB, 0x01, struct tiermem_where)
 
 typedef struct TiermemSwap {
     const TieringMemory *memory;
@@ -49,29 +57,70 @@ static const char *tiermem_suits(const TieringMemory *memory)
     return "all pieces are of /dev/tiermem";
 }
 
+/* Where the driver knows @page by. */
+static uint64_t device_offset(const TieringMemory *memory, uint64_t page)
+{
+    uint64_t offset = page * KS_PAGE_SIZE;
+    const HostMemoryPiece *piece = tiering_piece(memory, offset);
+
+    return piece->fd_offset + offset - piece->offset;
+}
+
+static bool is_fast_address(const TieringMemory *memory, uint64_t address)
+{
+    for (unsigned i = 0; i < memory->fast->len; i++) {
+        const HostMemoryPiece *piece = memory->fast->pdata[i];
+
+        if (address - piece->fd_offset < piece->size) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Pages of @piece may have been swapped before, so ask where they are. */
+static bool tell_fast(TiermemSwap *s, const HostMemoryPiece *piece,
+                      TieringSetFast *set_fast, void *opaque, Error **errp)
+{
+    g_autofree uint64_t *addresses = g_new(uint64_t, TIERING_MAX_PAIRS);
+    uint64_t pages = piece->size / KS_PAGE_SIZE;
+
+    for (uint64_t page = 0; page < pages; page += TIERING_MAX_PAIRS) {
+        struct tiermem_where arg = {
+            .offset = piece->fd_offset + page * KS_PAGE_SIZE,
+            .addresses = (uintptr_t)addresses,
+            .nr_pages = MIN(pages - page, TIERING_MAX_PAIRS),
+        };
+
+        if (ioctl(s->fd, TIERMEM_IOC_WHERE, &arg)) {
+            error_setg_errno(errp, errno, "/dev/tiermem does not tell where "
+                             "pages are");
+            return false;
+        }
+        for (uint32_t i = 0; i < arg.nr_pages; i++) {
+            if (is_fast_address(s->memory, addresses[i])) {
+                set_fast(opaque, piece->offset / KS_PAGE_SIZE + page + i, 1,
+                         true);
+            }
+        }
+    }
+    return true;
+}
+
 static void *tiermem_start(const TieringMemory *memory,
-                           void (*set_fast)(void *, uint64_t, uint64_t),
-                           void *opaque, Error **errp)
+                           TieringSetFast *set_fast, void *opaque, Error **errp)
 {
     TiermemSwap *s = g_new0(TiermemSwap, 1);
 
     s->memory = memory;
     s->fd = host_memory_container_tiermem(memory->container);
-    return s;
-}
-
-/* Where the driver knows @page by. */
-static uint64_t device_offset(const TieringMemory *memory, uint64_t page)
-{
-    const HostMemoryPiece *piece;
-    uint64_t offset = page * KS_PAGE_SIZE;
-
-    for (piece = host_memory_container_first(memory->container);
-         offset - piece->offset >= piece->size;
-         piece = QLIST_NEXT(piece, next)) {
-        /* pieces leave no hole */
+    for (unsigned i = 0; i < memory->pieces->len; i++) {
+        if (!tell_fast(s, memory->pieces->pdata[i], set_fast, opaque, errp)) {
+            g_free(s);
+            return NULL;
+        }
     }
-    return piece->fd_offset + offset - piece->offset;
+    return s;
 }
 
 static TieringResult result_of(const struct tiermem_pair *pair)

@@ -30,11 +30,6 @@ static const TieringSwapOps *const ways[] = {
     &tiering_swap_stop, /* suits every container */
 };
 
-static const char *my_id(MemoryTiering *t)
-{
-    return object_get_canonical_path_component(OBJECT(t));
-}
-
 /* Swaps have failed for good. */
 static void give_up(MemoryTiering *t, const char *reason)
 {
@@ -44,9 +39,9 @@ static void give_up(MemoryTiering *t, const char *reason)
         }
         t->gave_up = g_strdup(reason);
     }
-    error_report("memory-tiering '%s' swaps no more pages: %s", my_id(t),
+    error_report("memory-tiering '%s' swaps no more pages: %s", t->id,
                  reason);
-    qapi_event_send_memory_tiering_stopped(my_id(t), reason);
+    qapi_event_send_memory_tiering_stopped(t->id, reason);
 }
 
 static void count_refusal(MemoryTiering *t, const char *reason)
@@ -77,7 +72,7 @@ static void report(MemoryTiering *t, int64_t us)
         t->swap_us += us;
     }
     trace_memory_tiering_swapped(swapped, t->count - swapped, us);
-    qapi_event_send_memory_tiering_swapped(my_id(t), swapped,
+    qapi_event_send_memory_tiering_swapped(t->id, swapped,
                                            t->count - swapped, us);
 }
 
@@ -149,7 +144,7 @@ static void check_policy(MemoryTiering *t, int ret)
     if (ret < 0 && !t->policy_failed) {
         t->policy_failed = true;
         error_report("memory-tiering '%s': the policy cannot go on: %s",
-                     my_id(t), strerror(-ret));
+                     t->id, strerror(-ret));
     }
 }
 
@@ -160,6 +155,7 @@ static void begin_scan(AccessListener *listener, int64_t now_ms)
     MemoryTiering *t = container_of(listener, MemoryTiering, listener);
 
     QEMU_LOCK_GUARD(&t->lock);
+    t->in_scan = true;
     t->now_ms = now_ms;
     check_policy(t, ks_tiering_begin_scan(t->policy, now_ms));
 }
@@ -175,8 +171,11 @@ static void feed(AccessListener *listener, uint64_t first_page,
         return; /* of another RAM block */
     }
     QEMU_LOCK_GUARD(&t->lock);
-    check_policy(t, ks_tiering_feed_written(t->policy, at, written, pages));
-    check_policy(t, ks_tiering_feed_accessed(t->policy, at, accessed, pages));
+    if (t->in_scan) {
+        check_policy(t, ks_tiering_feed_written(t->policy, at, written, pages));
+        check_policy(t, ks_tiering_feed_accessed(t->policy, at, accessed,
+                                                 pages));
+    }
 }
 
 static void end_scan(AccessListener *listener)
@@ -184,6 +183,10 @@ static void end_scan(AccessListener *listener)
     MemoryTiering *t = container_of(listener, MemoryTiering, listener);
 
     QEMU_LOCK_GUARD(&t->lock);
+    if (!t->in_scan) {
+        return; /* it came in the midst of one */
+    }
+    t->in_scan = false;
     check_policy(t, ks_tiering_end_scan(t->policy));
     if (t->policy_failed || t->now_ms < t->next_decision_ms) {
         return;
@@ -195,11 +198,11 @@ static void end_scan(AccessListener *listener)
     t->next_decision_ms = t->now_ms + t->interval_ms;
 }
 
-static void set_fast(void *opaque, uint64_t page, uint64_t pages)
+static void set_fast(void *opaque, uint64_t page, uint64_t pages, bool fast)
 {
     MemoryTiering *t = opaque;
 
-    ks_tiering_set_fast(t->policy, page, pages, true, NULL);
+    ks_tiering_set_fast(t->policy, page, pages, fast, NULL);
 }
 
 static bool choose_way(MemoryTiering *t, Error **errp)
@@ -236,7 +239,9 @@ bool memory_tiering_start(MemoryTiering *t, Error **errp)
     if (!find_block(t, layout, errp) || !choose_way(t, errp)) {
         return false;
     }
-    t->bh = qemu_bh_new(swap_bh, t);
+    t->id = g_strdup(object_get_canonical_path_component(OBJECT(t)));
+    /* Not of the context that whoever waits for a block device polls. */
+    t->bh = aio_bh_new(iohandler_get_aio_context(), swap_bh, t);
     t->listener = (AccessListener) {
         .begin = begin_scan,
         .feed = feed,
@@ -267,4 +272,5 @@ void memory_tiering_stop(MemoryTiering *t)
     if (t->swapper) {
         t->swap->stop(t->swapper);
     }
+    g_free(t->id);
 }

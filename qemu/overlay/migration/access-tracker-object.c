@@ -306,6 +306,11 @@ bool access_tracker_listen(AccessListener *listener,
         error_setg(errp, "the access-tracker does not run");
         return false;
     }
+    if (t->listener) {
+        error_setg(errp, "there is a memory-tiering already: one serves the "
+                   "whole VM");
+        return false;
+    }
     /* One that is about to start has none yet. */
     if (t->layout && !check_layout(layout, errp)) {
         return false;
@@ -317,7 +322,6 @@ bool access_tracker_listen(AccessListener *listener,
         return false;
     }
     WITH_QEMU_LOCK_GUARD(&t->lock) {
-        assert(!t->listener);
         t->listener = listener;
     }
     return true;

@@ -35,7 +35,7 @@ const AccessSourceOps *const access_sources[ACCESS_SOURCES] = {
 
 AccessTracker *the_access_tracker;
 
-/* Where the run ends of pages that are accessed and written, or not, as @page. */
+/* Where the run of @page ends: of pages that are written, or are not. */
 static uint64_t end_of_run(const uint64_t *accessed, const uint64_t *written,
                            uint64_t page, uint64_t pages)
 {

@@ -26,6 +26,7 @@ typedef enum HostMemoryKind {
 
 /* A piece, mapped.  Does not change while it is in a container. */
 typedef struct HostMemoryPiece {
+    Object *owner;     /* who keeps it from going before the piece does */
     const char *id;
     HostMemoryKind kind;
     uint64_t offset;   /* in the container, bytes */
@@ -50,6 +51,12 @@ void host_memory_container_remove(HostMemoryContainer *container,
                                   HostMemoryPiece *piece);
 /* A machine or a device has it as its memory. */
 bool host_memory_container_in_use(HostMemoryContainer *container);
+/*
+ * Which page's memory each page now has, where that is not its own: page + 1 to
+ * page + 1.  Whoever maps the memory anew keeps it true; it lives as long as
+ * the mappings do.
+ */
+GHashTable *host_memory_container_moved(HostMemoryContainer *container);
 /* The file by which pieces have tiermem's memory, or -1. */
 int host_memory_container_tiermem(HostMemoryContainer *container);
 /* The pieces by offset. */
