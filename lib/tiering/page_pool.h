@@ -22,7 +22,7 @@ inline constexpr NodeId kNoNode = 0xffffffff;
 // but not given back, so memory follows the most pages that were ever tracked at once.
 //
 // Runs of pages of one 64-page group lie side by side in the table, as scans find them; where a
-// group lies is hashed, so that a guest cannot pick pages that all fall into one chain.
+// group lies is hashed, so that no stride of a guest's fills one chain. Who knows the hash can.
 //
 // Pages are below kMaxTieringPages. insert() may throw std::bad_alloc and then changes nothing.
 template <typename Payload>
