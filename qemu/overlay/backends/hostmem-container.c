@@ -11,7 +11,6 @@
 #include "qapi/error.h"
 #include "qapi/qapi-types-migration.h"
 #include "qemu/cutils.h"
-#include "qemu/main-loop.h"
 #include "qemu/madvise.h"
 #include "qemu/module.h"
 #include "qemu/rcu.h"

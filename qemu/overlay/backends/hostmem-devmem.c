@@ -13,7 +13,6 @@
 #include "qapi/error.h"
 #include "qapi/visitor.h"
 #include "exec/ramblock.h"
-#include "qemu/cutils.h"
 #include "qemu/mmap-alloc.h"
 #include "qemu/module.h"
 #include "qemu/units.h"

@@ -13,7 +13,6 @@
 #include "memory-tiering-internal.h"
 #include "qapi/error.h"
 #include "qemu/madvise.h"
-#include "qemu/units.h"
 
 typedef struct NodeSwap {
     const TieringMemory *memory;

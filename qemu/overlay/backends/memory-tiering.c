@@ -11,15 +11,12 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
-#include "exec/ramblock.h"
-#include "hw/qdev-core.h"
 #include "memory-tiering-object.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-memory-tiering.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
-#include "system/system.h"
 #include "trace.h"
 
 MemoryTieringList memory_tierings = QLIST_HEAD_INITIALIZER(memory_tierings);
